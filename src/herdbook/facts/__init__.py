@@ -1,0 +1,1 @@
+"""Facts as data (families, licences, published results) and the small readers for them."""
