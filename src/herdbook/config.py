@@ -240,12 +240,12 @@ def _suggestion(model: type[Config], path: KeyPath) -> str:
     return f"; keys here: {', '.join(sorted(siblings))}" if siblings else ""
 
 
-def _config_types(annotation: Any) -> list[type[Config]]:
+def config_types(annotation: Any) -> list[type[Config]]:
     """The config classes an annotation can hold: through Optional, unions, Annotated, lists and dicts."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, tuple, dict, typing.Annotated):
-        return [found for argument in typing.get_args(annotation) for found in _config_types(argument)]
+        return [found for argument in typing.get_args(annotation) for found in config_types(argument)]
     return []
 
 
@@ -256,7 +256,7 @@ def _models_at(model: type[Config], path: KeyPath) -> list[type[Config]]:
             continue
         annotations = [owner.model_fields[part].annotation for owner in here if part in owner.model_fields]
         if annotations:
-            here = [found for annotation in annotations for found in _config_types(annotation)]
+            here = [found for annotation in annotations for found in config_types(annotation)]
     return here
 
 
@@ -264,5 +264,5 @@ def _all_keys(model: type[Config], prefix: KeyPath, depth: int = 4) -> Iterable[
     for name, info in model.model_fields.items():
         yield dotted((*prefix, name))
         if depth:
-            for inner in _config_types(info.annotation):
+            for inner in config_types(info.annotation):
                 yield from _all_keys(inner, (*prefix, name), depth - 1)

@@ -94,7 +94,7 @@ def human_bytes(number: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """`75` → `1m15s`; `4000` → `1h07m`; `0.5` → `0.5s`."""
+    """`75` → `1m15s`; `4020` → `1h07m`; `0.5` → `0.5s`."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     whole = round(seconds)

@@ -1,0 +1,1 @@
+"""The one decoder: its config and accounting (`config`), attention (`attention`) and the module itself (`decoder`)."""

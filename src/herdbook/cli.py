@@ -1,0 +1,381 @@
+"""The command line: verbs parse, call and print; nothing here does the work, and nothing heavy is imported at the top.
+
+Exit codes: 0 done, 1 failed (a defect of ours, with its traceback), 2 the user's input, 130/143 interrupted and saved. What a
+person reads goes to stderr, what a program reads (`--json`, generated text) to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from herdbook.console import Terminal
+
+app = typer.Typer(
+    name="herdbook",
+    help="Raise your own open base language model, from raw web pages to a model that answers, and know its pedigree.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with `herdbook quickstart`, or write a recipe for your own pages with `herdbook init`.",
+)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe (YAML) or a run's folder")]
+Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, as in train.tokens=2M")]
+AsJson = Annotated[bool, typer.Option("--json", help="print facts as JSON on stdout")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would happen, and do nothing")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only warnings and errors")]
+Commercial = Annotated[bool, typer.Option("--commercial", help="refuse sources whose licence forbids commercial use")]
+Workers = Annotated[int | None, typer.Option(help="processes to use; the number of cores if not given")]
+Out = Annotated[Path | None, typer.Option(help="the folder to write to")]
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a run's folder")]
+
+
+def _terminal(quiet: bool = False, as_json: bool = False) -> Terminal:
+    from herdbook.console import Terminal
+
+    return Terminal(quiet=quiet, as_json=as_json)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from herdbook import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass
+
+
+# --- the whole road -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    words: Words = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STATION", help="make this station and all after it anew")
+    ] = None,
+    dry_run: DryRun = False,
+    commercial: Commercial = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe whole: curate, tokenize, pre-train, fine-tune, evaluate, report. Goes on where it was cut off."""
+    from herdbook import road
+    from herdbook.console import emit
+    from herdbook.recipe import load_recipe
+    from herdbook.verbs import dry
+
+    terminal = _terminal(quiet, as_json)
+    chosen = load_recipe(recipe, _words(words, commercial))
+    if dry_run:
+        _show(dry.describe(chosen), as_json, lambda facts: dry.show(facts, terminal))
+        return
+    folder = road.run(chosen, start_from=start, workers=workers, terminal=terminal)
+    if as_json:
+        emit({"run": str(folder), "report": str(folder / "report.html")})
+
+
+@app.command()
+def quickstart(
+    words: Words = None, dry_run: DryRun = False, workers: Workers = None, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Raise a small model from the text that is on every machine: about six minutes on two cores."""
+    from herdbook import road
+    from herdbook.console import emit
+    from herdbook.recipe import load_recipe
+    from herdbook.verbs import dry, samples
+
+    terminal = _terminal(quiet, as_json)
+    chosen = load_recipe("quickstart", words or ())
+    if dry_run:
+        _show(dry.describe(chosen), as_json, lambda facts: dry.show(facts, terminal))
+        return
+    folder = road.run(chosen, workers=workers, terminal=terminal)
+    shown = samples.read(folder)
+    if as_json:
+        emit({"run": str(folder), "report": str(folder / "report.html"), "samples": shown})
+    else:
+        samples.show(shown, folder, terminal)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.yaml"),
+    source: Annotated[
+        list[str] | None, typer.Option("--source", "-s", help="a WARC, HTML folder, jsonl or parquet; repeatable")
+    ] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="SPDX id of the sources' licence")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a recipe that is there")] = False,
+) -> None:
+    """Write a commented recipe for your own pages."""
+    from herdbook.verbs.init import write_recipe
+
+    write_recipe(path, source or [], license_id, force=force, terminal=_terminal())
+
+
+# --- one station at a time ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def curate(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|FILES... [KEY=VALUE]...", help="a recipe, a run's folder, or files to read")
+    ],
+    out: Out = None,
+    dry_run: DryRun = False,
+    commercial: Commercial = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read, extract, identify, filter and deduplicate documents."""
+    from herdbook.verbs import station
+
+    station.curate(targets, out, _terminal(quiet, as_json), dry_run=dry_run, commercial=commercial, workers=workers)
+
+
+@app.command()
+def tokenizer(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|CORPUS", help="a recipe, a run's folder, or a folder of documents")],
+    words: Words = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the tokenizer, and report its bytes per token."""
+    from herdbook.verbs import station
+
+    station.work("tokenizer", target, words, out, _terminal(quiet, as_json), dry_run=dry_run)
+
+
+@app.command()
+def tokens(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|CORPUS", help="a recipe, a run's folder, or a folder of documents")],
+    words: Words = None,
+    tokenizer_path: Annotated[Path | None, typer.Option("--tokenizer", help="the tokenizer's folder")] = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the corpus as memory-mapped token shards."""
+    from herdbook.verbs import station
+
+    paths = {"tokenizer": tokenizer_path}
+    station.work("tokens", target, words, out, _terminal(quiet, as_json), paths, dry_run=dry_run, workers=workers)
+
+
+@app.command()
+def pretrain(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|TOKENS", help="a recipe, a run's folder, or a folder of token shards")
+    ],
+    words: Words = None,
+    tokenizer_path: Annotated[Path | None, typer.Option("--tokenizer", help="the tokenizer's folder")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="the corpus, for held-out bits per byte")] = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pre-train a model; run again to go on after an interruption."""
+    from herdbook.verbs import station
+
+    paths = {"tokenizer": tokenizer_path, "corpus": corpus}
+    station.work("pretrain", target, words, out, _terminal(quiet, as_json), paths, dry_run=dry_run)
+
+
+@app.command()
+def sft(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="a recipe, a run's folder, or a base model's folder")],
+    words: Words = None,
+    corpus: Annotated[Path | None, typer.Option(help="the corpus, for conversations made from it")] = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on conversations."""
+    from herdbook.verbs import station
+
+    station.work("sft", target, words, out, _terminal(quiet, as_json), {"corpus": corpus}, dry_run=dry_run)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="a recipe, a run's folder, or a model folder")],
+    words: Words = None,
+    corpus: Annotated[Path | None, typer.Option(help="the corpus whose held-out documents are scored")] = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure bits per byte and multiple-choice accuracy on held-out documents."""
+    from herdbook.verbs import station
+
+    station.work("eval", target, words, out, _terminal(quiet, as_json), {"corpus": corpus}, dry_run=dry_run)
+
+
+# --- using a model --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def generate(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Argument(help="the text to go on from; `-` reads it from stdin")] = "-",
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens to write at most")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="sample from the K likeliest; 0 from all")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="sample from the likeliest that make up P")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="drop tokens below P of the likeliest's probability")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same text")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeatable")] = None,
+    n: Annotated[int, typer.Option(min=1, help="how many continuations")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text."""
+    from herdbook.verbs import talk
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+                "seed": seed, "stop": tuple(stop or ())}  # fmt: skip
+    talk.generate(model, text, settings, n, as_json=as_json)
+
+
+@app.command()
+def chat(
+    model: ModelPath,
+    system: Annotated[str | None, typer.Option(help="a system message to begin with")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens a reply has at most")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="sample from the likeliest that make up P")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same replies")] = None,
+) -> None:
+    """Talk with a model in the terminal."""
+    from herdbook.verbs import talk
+
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    talk.chat(model, system, settings, _terminal())
+
+
+# --- looking --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")], as_json: AsJson = False) -> None:
+    """Write a run's report (HTML and Markdown) anew."""
+    from herdbook.console import emit
+    from herdbook.report.report import write_report
+
+    terminal = _terminal(as_json=as_json)
+    path = write_report(folder, terminal)
+    if as_json:
+        emit({"report": str(path)})
+    else:
+        terminal.say(f"report: {path}")
+
+
+@app.command()
+def pedigree(
+    path: Annotated[Path, typer.Argument(help="a run's folder, a station's folder or a model folder")],
+    verify: Annotated[bool, typer.Option("--verify", help="hash every file again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what something was made from, back to the crawl; check that it still is what it was."""
+    from herdbook.verbs import lineage
+
+    lineage.show(path, _terminal(as_json=as_json), verify=verify)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, what is missing, and the command that installs it."""
+    from herdbook.verbs import doctor as verb
+
+    verb.show(_terminal(as_json=as_json))
+
+
+models = typer.Typer(no_args_is_help=True, help="The catalogue of model families and sizes.")
+app.add_typer(models, name="models")
+
+
+@models.command("ls")
+def models_ls(as_json: AsJson = False) -> None:
+    """List the sizes in the catalogue."""
+    from herdbook.verbs import catalogue
+
+    catalogue.ls(_terminal(as_json=as_json))
+
+
+@models.command("show")
+def models_show(name: Annotated[str, typer.Argument(help="as in llama2-7b")], as_json: AsJson = False) -> None:
+    """Show one size: architecture, parameters, memory, training, licence in plain words."""
+    from herdbook.verbs import catalogue
+
+    catalogue.show(name, _terminal(as_json=as_json))
+
+
+def _words(words: list[str] | None, commercial: bool = False) -> list[str]:
+    return [*(words or []), *(["corpus.commercial=true"] if commercial else [])]
+
+
+def _show(facts: Any, as_json: bool, show: Any) -> None:
+    from herdbook.console import emit
+
+    if as_json:
+        emit(facts)
+    else:
+        show(facts)
+
+
+def main() -> None:
+    """The entry point: turns exceptions into exit codes."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: run the same command again to go on from the last finished part\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print what a person needs to read about an exception, and return the exit code for it."""
+    from herdbook.errors import Interrupted, UserError, explain_os_error
+
+    if isinstance(error, Interrupted):
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    explained = explain_os_error(error) if isinstance(error, OSError) else error
+    if isinstance(explained, UserError):
+        sys.stderr.write(f"error: {explained}\n")
+        return 2
+    import traceback
+
+    traceback.print_exception(error)
+    sys.stderr.write("\nThis is a defect of herdbook. Please report it with the lines above and the command you typed.\n")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

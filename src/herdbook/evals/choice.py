@@ -1,0 +1,263 @@
+"""Multiple choice made from a corpus' own held-out documents: which of four answers does the model find likeliest?
+
+- `docstring_choice`: the first sentence of which docstring belongs to this function? A base model sees the signature as it
+  stands in the documents; a model with a chat template is asked "What does `name` do?".
+- `continuation_choice`: which second sentence follows this first sentence of an article?
+
+All four answers come from held-out documents that look alike (same package or language, nearest length), so no answer was
+trained on more than another. Left out are: answers that stand word for word in a training document, functions whose name
+already says what they do (`read_file`: "Read a file."), and distractors that nearly repeat the answer. Everything is drawn by hashes of
+the seed and the documents' ids. An answer's score is its log-likelihood; `acc_norm` divides it by the answer's length in
+characters, as the Open LLM Leaderboard does, since longer answers are less likely. Chance is 1/4.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from herdbook.console import Terminal
+from herdbook.documents import read_documents
+from herdbook.evals.scoring import Request, Subject, accuracy, draw_key, score
+
+VERSION = 1
+CHOICES = 4
+_NEAREST = 12  # distractors are drawn from so many candidates, the nearest in length
+_POOL = 4000  # candidates looked at; a larger corpus is sampled down to these
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[`]?[A-ZÀ-Ý0-9])")
+_WORD = re.compile(r"[^\W\d_]+")
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|approx|St|Dr|Mr|Mrs|c|b|d|[A-Z])\.)$")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a document offers: a question in both forms, and its answer.
+
+    Attributes:
+        group: what distractors should share with it (a package, a language).
+        name: what the question is about; an answer must not repeat it.
+    """
+
+    id: str
+    group: str
+    name: str
+    prompt: str
+    chat: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its choices, the right one at `gold`."""
+
+    pair: Pair
+    choices: tuple[str, ...]
+    gold: int
+
+
+@dataclass
+class Quiz:
+    """The questions of a task, how many there could be, and what was left out for which reason."""
+
+    task: str
+    source: str
+    questions: list[Question] = field(default_factory=list)
+    available: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def docstring_pair(row: dict[str, Any]) -> Pair | None:
+    """Signature → first sentence of the docstring, or None where there is no plain sentence."""
+    signature, _, body = row["text"].partition("\n\n")
+    name = signature.removeprefix("class ").partition("(")[0].strip()
+    answer = next(iter(sentences(body.partition("\n\n")[0])), "")
+    if "\n" in signature or not name or not _plain(answer):
+        return None
+    return Pair(row["id"], name.partition(".")[0], name, f"{signature}\n\n", f"What does `{name}` do?", answer)
+
+
+def prose_pair(row: dict[str, Any]) -> Pair | None:
+    """First sentence → second sentence of an article, or None where there are not two of fair length."""
+    found = sentences(row["text"].partition("\n\n")[0])
+    if len(found) < 2 or not all(map(_plain, found[:2])):
+        return None
+    return Pair(row["id"], row["language"] or "", "", f"{found[0]} ", f"Continue this text: {found[0]}", found[1])
+
+
+PAIRS: dict[str, Callable[[dict[str, Any]], Pair | None]] = {
+    "docstring_choice": docstring_pair,
+    "continuation_choice": prose_pair,
+}
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a paragraph, spaces folded; an abbreviation ends none."""
+    folded = " ".join(text.split())
+    found: list[str] = []
+    begin = 0
+    for match in _SENTENCE_END.finditer(folded):
+        if not _ABBREVIATION.search(folded[: match.start()]):
+            found.append(folded[begin : match.end()].strip())
+            begin = match.end()
+    return [*found, folded[begin:]] if folded[begin:] else found
+
+
+def _plain(sentence: str) -> bool:
+    """Whether a sentence is prose of fair length, not code, markup or a table."""
+    words = _WORD.findall(sentence)
+    letters = sum(map(len, words))
+    markup = any(mark in sentence for mark in (">>>", "::", "|", "..  ", "<", "{"))
+    return 20 <= len(sentence) <= 240 and len(words) >= 4 and letters >= 0.65 * len(sentence) and not markup
+
+
+def fold(text: str) -> str:
+    """A sentence without case and punctuation, to compare it by."""
+    return " ".join(_WORD.findall(text.lower()))
+
+
+def gives_away(name: str, answer: str) -> bool:
+    """Whether the last part of a dotted name shares a word (by its first five letters) with an answer."""
+    last = name.rpartition(".")[2]
+    parts = {part.lower() for part in _PART.findall(last) if len(part) >= 4} | {re.sub(r"\W", "", last.lower())}
+    words = fold(answer).split()
+    return any(word.startswith(part[:5]) for part in parts if len(part) >= 3 for word in words)
+
+
+def build_quiz(task: str, corpus: Path, source: str, *, limit: int | None, seed: int) -> Quiz:
+    """The questions of a task from the held-out documents of `source`; the same for the same corpus, limit and seed."""
+    quiz = Quiz(task, source)
+    make = PAIRS[task]
+    found = [pair for row in _rows(corpus, "heldout", source) if (pair := make(row)) is not None]
+    quiz.available = len(found)
+    found.sort(key=lambda pair: draw_key(seed, task, pair.id))
+    pool = _without_repeats(found[: _POOL if limit is None else max(_POOL, 4 * limit)], quiz)
+    pool = _without_trained(pool, (make(row) for row in _rows(corpus, "train", source)) if pool else (), quiz)
+    for pair in pool:
+        if limit is not None and len(quiz.questions) >= limit:
+            break
+        if pair.name and gives_away(pair.name, pair.answer):
+            _leave_out(quiz, "the name says it")
+            continue
+        distractors = _distractors(pair, pool, seed)
+        if len(distractors) < CHOICES - 1:
+            _leave_out(quiz, "too few distractors")
+            continue
+        order = sorted([pair.answer, *distractors], key=lambda choice: draw_key(seed, pair.id, choice))
+        quiz.questions.append(Question(pair, tuple(order), order.index(pair.answer)))
+    return quiz
+
+
+def _rows(corpus: Path, split: Any, source: str) -> Iterable[dict[str, Any]]:
+    columns = ["id", "text", "source", "language"]
+    return (row for row in read_documents(corpus, split, columns=columns) if row["source"] == source)
+
+
+def _leave_out(quiz: Quiz, reason: str, count: int = 1) -> None:
+    if count:
+        quiz.left_out[reason] = quiz.left_out.get(reason, 0) + count
+
+
+def _without_repeats(pairs: Sequence[Pair], quiz: Quiz) -> list[Pair]:
+    """One pair an answer: overloads and aliases share their first sentence."""
+    by_answer: dict[str, Pair] = {}
+    for pair in pairs:
+        by_answer.setdefault(fold(pair.answer), pair)
+    _leave_out(quiz, "the same answer as another", len(pairs) - len(by_answer))
+    return list(by_answer.values())
+
+
+def _without_trained(pairs: list[Pair], trained: Iterable[Pair | None], quiz: Quiz) -> list[Pair]:
+    """Only pairs whose answer is not the answer of a training document too."""
+    answers = {fold(pair.answer) for pair in pairs}
+    seen = {folded for pair in trained if pair is not None and (folded := fold(pair.answer)) in answers}
+    kept = [pair for pair in pairs if fold(pair.answer) not in seen]
+    _leave_out(quiz, "the answer is in the training text", len(pairs) - len(kept))
+    return kept
+
+
+def _distractors(pair: Pair, pool: Sequence[Pair], seed: int) -> list[str]:
+    """Three answers of other documents: of the same group where it has enough, near in length, unlike one another."""
+
+    def rank(other: Pair) -> tuple[bool, float, str]:
+        return other.group != pair.group, abs(math.log(len(other.answer) / len(pair.answer))), other.id
+
+    def fits(other: Pair) -> bool:
+        return other.id != pair.id and not (pair.name and gives_away(pair.name, other.answer))
+
+    nearest = sorted(filter(fits, pool), key=rank)[:_NEAREST]
+    chosen: list[str] = []
+    for other in sorted(nearest, key=lambda other: draw_key(seed, pair.id, other.id)):
+        if len(chosen) < CHOICES - 1 and not any(_alike(other.answer, known) for known in (pair.answer, *chosen)):
+            chosen.append(other.answer)
+    return chosen
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two sentences share more than 60 % of their words."""
+    left, right = set(fold(one).split()), set(fold(other).split())
+    return len(left & right) > 0.6 * len(left | right)
+
+
+def multiple_choice(
+    subject: Subject, quiz: Quiz, terminal: Terminal, render: Callable[[str], str]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Let a model choose.
+
+    Args:
+        render: the text of a chat up to where the answer begins, from the question; used if `subject.chat`.
+
+    Returns:
+        `acc`, `acc_stderr`, `acc_norm`, `acc_norm_stderr` (the errors absent for a single question), and one row a question.
+    """
+    requests: list[Request] = []
+    for question in quiz.questions:
+        prompt = render(question.pair.chat) if subject.chat else question.pair.prompt
+        requests += [_request(subject, prompt, choice) for choice in question.choices]
+    answers = score(subject, requests, terminal, quiz.task.replace("_", " "))
+    rows = [
+        _judge(subject, quiz.task, question, answers[start : start + CHOICES])
+        for start, question in zip(range(0, len(answers), CHOICES), quiz.questions, strict=True)
+    ]
+    figures: dict[str, float] = {}
+    for metric in ("acc", "acc_norm"):
+        found = accuracy([row[metric] for row in rows])
+        figures |= {metric: found["value"], **({f"{metric}_stderr": found["stderr"]} if "stderr" in found else {})}
+    return figures, rows
+
+
+def _request(subject: Subject, prompt: str, choice: str) -> Request:
+    """Context and continuation, cut where the tokens of the whole text leave those of the prompt.
+
+    Spaces at the end of the prompt belong to the continuation, as tokens begin with spaces and do not end with them.
+    """
+    encode = subject.tokenizer.encode
+    whole, head = encode(prompt + choice), encode(prompt.rstrip())
+    cut = next((index for index, (one, two) in enumerate(zip(whole, head, strict=False)) if one != two), len(head))
+    context = [] if subject.chat else subject.separator
+    tokens = [*context, *whole]
+    cut += len(context)
+    overflow = max(0, len(tokens) - subject.context)
+    first = max(cut, overflow + 1, 1)
+    return tokens[overflow:first], tokens[first:]
+
+
+def _judge(subject: Subject, task: str, question: Question, answers: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """The row of one question; of equally likely choices the first counts as chosen."""
+    scores = [answer[0] for answer in answers]
+    normed = [value / len(choice) for value, choice in zip(scores, question.choices, strict=True)]
+    return {
+        "model": subject.name,
+        "task": task,
+        "doc_id": question.pair.id,
+        "question": question.pair.chat if subject.chat else question.pair.prompt.rstrip(),
+        "choices": list(question.choices),
+        "target": question.gold,
+        "resps": [round(value, 4) for value in scores],
+        "acc": scores.index(max(scores)) == question.gold,
+        "acc_norm": normed.index(max(normed)) == question.gold,
+    }

@@ -1,0 +1,128 @@
+"""A recipe: one whole run as one strict YAML file.
+
+The sections are the stations' own configs, each defined beside its component; this file only composes them. Values come from
+the defaults, then the recipe, then `key=value` words; see `herdbook.config` for how mistakes are reported. Relative paths are
+taken from the folder the command is typed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from herdbook.align.config import SftConfig
+from herdbook.config import Config, Draft, apply_overrides, build, parse_path, read_yaml, set_value
+from herdbook.corpus.config import CorpusConfig
+from herdbook.errors import UserError
+from herdbook.evals.config import EvalConfig
+from herdbook.model.config import ModelConfig
+from herdbook.tokens.config import TokenizerConfig, TokensConfig
+from herdbook.train.config import TrainConfig
+
+RECIPE_FILE = "recipe.yaml"
+SECTIONS = ("corpus", "tokenizer", "tokens", "model", "train", "sft", "eval")
+
+
+class Recipe(Config):
+    """Everything a run is made from. `corpus` and `sft` are left out when there is nothing to curate or to fine-tune on."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run's folder is OUT/NAME")
+    out: Path = Field(Path("runs"), description="the folder that holds the runs")
+    description: str | None = Field(None, description="a sentence or two for the report")
+    seed: int = Field(0, description="seed of every section that does not set its own")
+    corpus: CorpusConfig | None = Field(None, description="what to read, how to filter and deduplicate it")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="the tokenizer to train or to take")
+    tokens: TokensConfig = Field(default_factory=TokensConfig, description="the mixture of sources, packed into shards")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the architecture")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="pre-training")
+    sft: SftConfig | None = Field(None, description="fine-tuning on conversations; left out, the base model is the result")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="what to measure at the end")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out / self.name
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """The recipe in a YAML file, or of a run's folder, with overrides laid over it.
+
+    Args:
+        path: a YAML file, a run's folder (its `recipe.yaml` is read), or the name of a recipe that ships with herdbook.
+        overrides: `key=value` words, or a mapping from dotted keys to values.
+
+    Raises:
+        UserError: there is no such recipe; ConfigError (a UserError) with all mistakes in it at once.
+    """
+    return build_recipe(read_draft(Path(path)), overrides)
+
+
+def build_recipe(draft: Draft, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """The recipe that a draft describes once the overrides are laid over it."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            set_value(draft, parse_path(key), value, "overrides")
+    else:
+        apply_overrides(draft, overrides)
+    for section in SECTIONS:
+        # `train:` with nothing below it is a section with all its defaults, not a missing one.
+        if section in draft.values and draft.values[section] is None and section not in ("corpus", "sft"):
+            draft.values[section] = {}
+    _spread_seed(draft)
+    return build(Recipe, draft)
+
+
+def _spread_seed(draft: Draft) -> None:
+    """Hand the run's seed to each section that has a seed of its own and does not set it."""
+    seed = draft.values.get("seed")
+    if not isinstance(seed, int):
+        return
+    for section in SECTIONS:
+        config = next(iter(_section_types(section)))
+        values = draft.values.get(section, {} if Recipe.model_fields[section].default_factory else None)
+        if "seed" in config.model_fields and isinstance(values, dict):
+            draft.values[section] = {"seed": seed, **values}
+
+
+def _section_types(section: str) -> list[type[Config]]:
+    from herdbook.config import config_types
+
+    return config_types(Recipe.model_fields[section].annotation)
+
+
+def read_draft(path: Path) -> Draft:
+    """The raw values of a recipe file, of a run's folder, or of a recipe that ships with herdbook."""
+    if path.is_dir():
+        if not (path / RECIPE_FILE).is_file():
+            raise UserError("this folder is no run: it has no recipe.yaml", where=path, todo="give a recipe or a run's folder")
+        draft = read_yaml(path / RECIPE_FILE)
+        draft.values |= {"name": path.resolve().name, "out": str(path.parent)}
+        return draft
+    if not path.exists() and path.suffix == "" and path.parent == Path():
+        shipped = shipped_recipe(path.name)
+        if shipped is not None:
+            return read_yaml(shipped)
+    return read_yaml(path)
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that ship with herdbook lie: in the package, or beside `src/` in a checkout."""
+    packaged = Path(str(resources.files("herdbook"))) / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def shipped_recipe(name: str) -> Path | None:
+    """The file of a recipe that ships with herdbook, or None."""
+    path = recipes_folder() / f"{name}.yaml"
+    return path if path.is_file() else None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default filled in, so that the run stands by itself."""
+    head = "# The resolved recipe of this run: defaults, the recipe it was started from and key=value words, in one.\n"
+    return head + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

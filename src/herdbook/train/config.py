@@ -1,0 +1,107 @@
+"""What can be set about training, for every task of the loop (`LoopConfig`) and for pre-training (`TrainConfig`).
+
+The defaults are LLaMA's (Touvron et al. 2023, §2.3): AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped at
+1.0, cosine to a tenth of the peak rate. Only the rate itself is set for small models, and should be lowered for large ones.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from herdbook.config import Config
+from herdbook.units import Count, Seconds, Share, parse_count, parse_share
+
+
+def parse_warmup(value: Any) -> float:
+    """A share of the run (`2%`, `0.02`) or, from 1 on, a number of tokens (`500K`)."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return parse_share(value)
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    try:
+        return float(parse_count(value))
+    except ValueError:
+        share = parse_share(value)
+        if not 0 <= share < 1:
+            raise ValueError(f"{value!r} is neither a share of the run (2%) nor a number of tokens (500K)") from None
+        return share
+
+
+def _parse_micro_batch(value: Any) -> Any:
+    return value if value == "auto" else parse_count(value)
+
+
+Warmup = Annotated[float, BeforeValidator(parse_warmup)]
+MicroBatch = Annotated[Literal["auto"] | int, BeforeValidator(_parse_micro_batch)]
+
+# Keys that say how the work is done and watched, not what is trained: they may change between a run and its resumption.
+HOW = frozenset({"micro_batch", "compile", "device", "threads", "checkpoint_every", "checkpoint_every_s", "keep_checkpoints",
+                 "eval_every", "eval_sequences"})  # fmt: skip
+
+
+class LoopConfig(Config):
+    """Settings that pre-training and everything after it share."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate; about 3e-3 at 1M parameters, 3e-4 at 7B")
+    min_lr_ratio: Share = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
+    warmup: Warmup = Field(0.02, ge=0, description="linear warm-up: a share of the run (2%) or a number of tokens (500K)")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="how the rate falls after warm-up; wsd holds it and falls linearly over the last decay_share"
+    )
+    decay_share: Share = Field(0.2, gt=0, le=1, description="share of the run over which `wsd` falls")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of matrices; norms and biases have none")
+    decay_embeddings: bool = Field(True, description="whether embeddings decay like other matrices")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averaging of gradients and of their squares")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    clip: float = Field(1.0, ge=0, description="largest norm of the whole gradient; 0 does not clip")
+    seed: int = Field(0, description="seed of initial weights, data order and dropout")
+    micro_batch: MicroBatch = Field("auto", description="sequences computed at once; auto takes what memory allows")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the products; weights and sums stay float32. auto is bfloat16 where hardware has it"
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="torch.compile; auto does it when the run is long enough to win back the half minute it costs"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    threads: int | None = Field(None, ge=1, description="processor threads; all that we may use by default")
+    checkpoint_every: Count | None = Field(None, ge=1, description="steps between checkpoints")
+    checkpoint_every_s: Seconds | None = Field(120.0, gt=0, description="time between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints to keep; the newest ones stay")
+    eval_every: Count | None = Field(None, ge=1, description="steps between looks at held-out text; default: ten in a run")
+    eval_sequences: int = Field(64, ge=0, description="held-out sequences to look at; 0 looks at none")
+
+    @model_validator(mode="after")
+    def _check(self) -> LoopConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie between 0 and 1")
+        if self.micro_batch != "auto" and self.micro_batch < 1:
+            raise ValueError("micro_batch must be at least 1")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which model comes out: all keys but those in `HOW`, as plain JSON."""
+        return {key: value for key, value in self.model_dump(mode="json").items() if key not in HOW}
+
+
+class TrainConfig(LoopConfig):
+    """Settings of pre-training."""
+
+    tokens: Count = Field(2_000_000, ge=1, description="how many tokens to train on, repeats included")
+    tokens_per_step: Count = Field(4096, ge=1, description="tokens between two updates of the weights")
+    context: Count | None = Field(None, ge=2, description="tokens a sequence; default: as many as the model can hold")
+    document_mask: bool = Field(False, description="whether a document is kept from seeing the one before it in its sequence")
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> TrainConfig:
+        if self.context is not None and self.tokens_per_step % self.context:
+            raise ValueError(f"tokens_per_step ({self.tokens_per_step}) must be a multiple of context ({self.context})")
+        if self.warmup >= 1 and self.warmup > self.tokens:
+            raise ValueError(f"warmup ({self.warmup:.0f} tokens) is longer than the run ({self.tokens} tokens)")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Updates of the weights in the whole run."""
+        return -(-self.tokens // self.tokens_per_step)

@@ -1,0 +1,116 @@
+"""One station at a time: on a recipe, on a run's folder, or standing alone on paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from herdbook import pedigree, road
+from herdbook.config import Draft
+from herdbook.console import Terminal, emit
+from herdbook.errors import UserError, user_errors
+from herdbook.recipe import Recipe, build_recipe, load_recipe, recipes_folder
+from herdbook.verbs import dry
+
+# What a station standing alone takes its target to be.
+MAIN_INPUT = {"tokenizer": "corpus", "tokens": "corpus", "pretrain": "tokens", "sft": "pretrain", "eval": "pretrain"}
+
+
+def curate(
+    targets: list[str], out: Path | None, terminal: Terminal, *, dry_run: bool, commercial: bool, workers: int | None
+) -> None:
+    """`herdbook curate`: a recipe or run, or any number of files and folders to read."""
+    files = [word for word in targets if Path(word).exists() or "=" not in word]
+    words = [word for word in targets if word not in files]
+    words += ["corpus.commercial=true"] if commercial else []
+    if not files:
+        raise UserError("nothing to curate", todo="give a recipe, a run's folder, or files to read")
+    if len(files) == 1 and _is_recipe(files[0]):
+        work("corpus", files[0], words, out, terminal, dry_run=dry_run, workers=workers)
+        return
+    sources = [{"name": name, "path": path} for name, path in _named(files).items()]
+    recipe = build_recipe(Draft(values={"corpus": {"sources": sources}}, source="command line"), words)
+    _run_one(road.BY_NAME["corpus"], recipe, {}, out or Path("corpus"), terminal, dry_run=dry_run, workers=workers)
+
+
+def work(
+    name: str,
+    target: str,
+    words: list[str] | None,
+    out: Path | None,
+    terminal: Terminal,
+    paths: Mapping[str, Path | None] | None = None,
+    *,
+    dry_run: bool = False,
+    workers: int | None = None,
+) -> None:
+    """A station on a recipe or run's folder (its inputs are the run's), or alone on a folder and the given `paths`."""
+    station = road.BY_NAME[name]
+    given = {key: path for key, path in (paths or {}).items() if path is not None}
+    if _is_recipe(target):
+        recipe = load_recipe(target, words or ())
+        if name == "sft" and recipe.sft is None:
+            raise UserError("the recipe has no `sft:` section", where=target, todo="add one, or sft.data=[FILE.jsonl]")
+        folder = recipe.folder
+        folders = {other.name: folder / other.name for other in road.STATIONS if pedigree.exists(folder / other.name)}
+        with user_errors(), road.locked(folder):
+            if not dry_run and not (folder / "recipe.yaml").exists():
+                road.keep_recipe(recipe)
+            _run_one(station, recipe, folders | given, out or folder / name, terminal, dry_run=dry_run, workers=workers)
+        return
+    if not Path(target).exists():
+        raise UserError("there is no such recipe or folder", where=target, todo="`herdbook init` writes a recipe")
+    values: dict[str, Any] = {"sft": {}} if name == "sft" else {}
+    recipe = build_recipe(Draft(values=values, source="command line"), words or ())
+    folders = {MAIN_INPUT[name]: Path(target), **given}
+    _run_one(station, recipe, folders, out or Path(name), terminal, dry_run=dry_run, workers=workers)
+
+
+def _run_one(
+    station: road.Station,
+    recipe: Recipe,
+    folders: dict[str, Path],
+    out: Path,
+    terminal: Terminal,
+    *,
+    dry_run: bool,
+    workers: int | None,
+) -> None:
+    if dry_run:
+        facts = dry.describe(recipe) | {"run": str(out)}
+        facts["stations"] = [row for row in facts["stations"] if row["station"] == station.name]
+        if terminal.as_json:
+            emit(facts)
+        else:
+            dry.show(facts, terminal)
+        return
+    missing = [name for name in station.needs if name not in folders]
+    if missing:
+        hint = {"tokenizer": "give its folder with --tokenizer DIR"}.get(missing[0], f"`herdbook {missing[0]}` makes it")
+        raise UserError(f"{station.name} needs a {missing[0]}", where=out.parent, todo=hint)
+    folders = {name: path for name, path in folders.items() if name in (*station.needs, *station.may_use)}
+    with user_errors():
+        terminal.step(station.title, str(out))
+        road.run_station(station, recipe, folders, out, terminal, workers=workers)
+    if terminal.as_json:
+        emit({"folder": str(out), **{key: pedigree.read(out)[key] for key in ("station", "wall_s", "counts", "license")}})
+
+
+def _is_recipe(target: str) -> bool:
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml"):
+        return True
+    return (path / "recipe.yaml").is_file() or (not path.exists() and (recipes_folder() / f"{target}.yaml").is_file())
+
+
+def _named(files: list[str]) -> dict[str, str]:
+    """A name for each path: its stem, numbered where two are alike."""
+    named: dict[str, str] = {}
+    for file in files:
+        stem = Path(file).name.split(".")[0] or "source"
+        name, number = stem, 2
+        while name in named:
+            name, number = f"{stem}-{number}", number + 1
+        named[name] = file
+    return named

@@ -1,0 +1,146 @@
+"""The road at its smallest: real stations on a few hundred short documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import herdbook as hb
+from herdbook import pedigree, road
+from herdbook.console import Terminal
+from herdbook.errors import UserError
+from herdbook.recipe import Recipe, load_recipe
+
+ANIMALS = ["cow", "ewe", "goat", "hen", "horse", "ox", "pig", "ram", "sow", "mare"]
+PLACES = ["barn", "field", "hill", "market", "meadow", "orchard", "stable", "valley", "village", "yard"]
+DEEDS = ["graze", "rest", "run", "sleep", "stand", "wait", "walk", "wander"]
+
+
+def sentence(number: int) -> str:
+    animal, place, deed = ANIMALS[number % 10], PLACES[number // 10 % 10], DEEDS[number // 7 % 8]
+    return f"The {animal} number {number} likes to {deed} in the {place} and have a drink of water with that herd of {number % 90}."
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("road")
+    rows = [{"text": " ".join(sentence(7 * n + m) for m in range(4)), "url": f"https://example.org/{n}"} for n in range(300)]
+    (folder / "herd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    talk = [
+        {"messages": [{"role": "user", "content": f"Where is cow {n}?"}, {"role": "assistant", "content": f"In the {PLACES[n % 10]}."}]}
+        for n in range(60)
+    ]
+    (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
+    path = folder / "recipe.yaml"
+    path.write_text(f"""
+name: herd
+out: {folder / "runs"}
+corpus:
+  sources: [{{name: herd, path: {folder / "herd.jsonl"}, license: CC-BY-4.0, filters: false}}]
+  heldout: 0.1
+  languages: null
+  dedup: {{minhash: false}}
+tokenizer: {{vocab_size: 320}}
+model: {{d_model: 32, n_layers: 2, n_heads: 2, context: 32}}
+train: {{tokens: 20480, tokens_per_step: 1024, lr: 1e-2, eval_sequences: 8, compile: false, checkpoint_every: 10}}
+sft: {{data: [{folder / "talk.jsonl"}], epochs: 1, compile: false}}
+eval: {{tasks: [bits_per_byte], documents: 8, prompts: ["The cow", "Where is cow 3?"]}}
+""")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_file: Path) -> Path:
+    return hb.run(recipe_file, terminal=Terminal(quiet=True))
+
+
+def manifest_times(run: Path) -> dict[str, int]:
+    return {station.name: (run / station.name / "pedigree.json").stat().st_mtime_ns for station in road.STATIONS}
+
+
+def test_every_station_leaves_a_pedigree_and_the_chain_holds(finished: Path) -> None:
+    root = pedigree.tree(finished / "sft")
+    assert pedigree.verify(root) == []
+    assert root.manifest is not None
+    assert "CC-BY-4.0" in root.manifest["license"]["id"]
+    stations = {"corpus", "tokens", "tokenizer", "pretrain"}
+    titles = set()
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        titles.add(node.title)
+        nodes += node.children
+    assert stations <= titles
+
+
+def test_report_and_cards_are_there(finished: Path) -> None:
+    html = (finished / "report.html").read_text()
+    assert "<html" in html
+    assert "CC-BY-4.0" in html
+    assert (finished / "report.md").stat().st_size > 500
+    assert "license:" in (finished / "sft" / "README.md").read_text()
+
+
+def test_training_learned_something(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert lines[-1]["loss"] < 0.75 * lines[0]["loss"]
+
+
+def test_the_model_answers(finished: Path) -> None:
+    lm = hb.load(finished / "sft")
+    assert isinstance(lm.chat([{"role": "user", "content": "Where is cow 3?"}], max_tokens=8, seed=1), str)
+    assert lm.generate("The cow", max_tokens=8, seed=1) == lm.generate("The cow", max_tokens=8, seed=1)
+
+
+def test_a_second_run_skips_everything(finished: Path, recipe_file: Path) -> None:
+    before = manifest_times(finished)
+    hb.run(recipe_file, terminal=Terminal(quiet=True))
+    assert manifest_times(finished) == before
+    assert {state for _, state in road.station_states(load_recipe(recipe_file))} == {"done"}
+
+
+def test_a_change_makes_anew_what_depends_on_it_and_keeps_the_old(finished: Path, recipe_file: Path) -> None:
+    before = manifest_times(finished)
+    hb.run(recipe_file, {"sft.lr": 5e-4}, terminal=Terminal(quiet=True))
+    after = manifest_times(finished)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"sft", "eval"}
+    assert pedigree.exists(finished / "replaced" / "sft-1")
+
+
+def test_from_makes_a_station_anew(finished: Path, recipe_file: Path) -> None:
+    before = manifest_times(finished)
+    hb.run(recipe_file, {"sft.lr": 5e-4}, start_from="eval", terminal=Terminal(quiet=True))
+    after = manifest_times(finished)
+    assert {name for name in before if before[name] != after[name]} == {"eval"}
+    with pytest.raises(UserError, match="no station 'evals'"):
+        hb.run(recipe_file, start_from="evals", terminal=Terminal(quiet=True))
+
+
+def test_the_resolved_recipe_repeats_the_run(finished: Path) -> None:
+    recipe = load_recipe(finished)
+    assert recipe.folder == finished
+    assert {state for _, state in road.station_states(recipe)} == {"done"}
+
+
+def test_two_at_once_are_refused(finished: Path, recipe_file: Path) -> None:
+    with road.locked(finished), pytest.raises(UserError, match="another herdbook is working"):
+        hb.run(recipe_file, terminal=Terminal(quiet=True))
+
+
+def test_without_a_corpus_there_is_nothing_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no `corpus:` section"):
+        road.run(Recipe(name="empty", out=tmp_path), terminal=Terminal(quiet=True))
+
+
+def test_a_full_disk_is_one_sentence(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr("herdbook.road.write_text", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        hb.run(recipe_file, {"out": str(tmp_path)}, terminal=Terminal(quiet=True))
