@@ -8,9 +8,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 
 from herdbook.console import Terminal
+
+# A busy machine is slow now and then; that is no defect. The same examples every time, so that a failure can be repeated.
+hypothesis.settings.register_profile("herdbook", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("herdbook")
 
 
 @pytest.fixture

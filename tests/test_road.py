@@ -42,11 +42,11 @@ corpus:
   sources: [{{name: herd, path: {folder / "herd.jsonl"}, license: CC-BY-4.0, filters: false}}]
   heldout: 0.1
   languages: null
-  dedup: {{minhash: false}}
+  dedup: {{minhash: {{enabled: false}}}}
 tokenizer: {{vocab_size: 320}}
-model: {{d_model: 32, n_layers: 2, n_heads: 2, context: 32}}
+model: {{d_model: 32, n_layers: 2, n_heads: 2, context: 64}}
 train: {{tokens: 20480, tokens_per_step: 1024, lr: 1e-2, eval_sequences: 8, compile: false, checkpoint_every: 10}}
-sft: {{data: [{folder / "talk.jsonl"}], epochs: 1, compile: false}}
+sft: {{data: [{folder / "talk.jsonl"}], epochs: 1, tokens_per_step: 512, compile: false}}
 eval: {{tasks: [bits_per_byte], documents: 8, prompts: ["The cow", "Where is cow 3?"]}}
 """)
     return path

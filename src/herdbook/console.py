@@ -68,7 +68,9 @@ class Terminal:
     """
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        # A log has no width of its own; 80 columns, rich's guess, would fold most tables.
+        width = None if sys.stderr.isatty() else 120
+        self.console = console or Console(stderr=True, highlight=False, width=width)
         self.quiet, self.as_json = quiet, as_json
 
     @property

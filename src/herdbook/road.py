@@ -49,10 +49,17 @@ class Station:
     def inputs(self, recipe: Recipe, folders: Mapping[str, Path]) -> list[tuple[Path, str]]:
         """The folders and files it reads, with their roles."""
         if self.name == "corpus":
-            from herdbook.corpus.config import input_paths
+            from herdbook.corpus.curate import input_paths
 
             return [(path, "source") for path in input_paths(recipe.corpus)] if recipe.corpus else []
-        return [(folders[name], name) for name in (*self.needs, *self.may_use) if name in folders]
+        read = [(folders[name], name) for name in (*self.needs, *self.may_use) if name in folders]
+        if self.name == "tokenizer" and recipe.tokenizer.path is not None:
+            read.append((recipe.tokenizer.path / "tokenizer.json", "tokenizer"))
+        if self.name == "sft" and recipe.sft is not None:
+            from herdbook.align.data import data_files
+
+            read += [(file, "conversations") for data in recipe.sft.data for file in data_files(data.path)]
+        return read
 
 
 def _curate(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, workers: int | None) -> None:

@@ -28,19 +28,23 @@ class Source(Config):
     """One place that documents come from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80, description="what the mixture calls it")
-    path: str | list[str] | None = Field(None, description="a file, a folder (searched to the bottom) or a glob; or a list of them")
-    builtin: Builtin | None = Field(None, description="text that this machine already has, in place of a path")
-    format: Format = Field("auto", description="auto looks at the first bytes of each file")
-    license: str | None = Field(None, description="SPDX id of the text; unknown when it is left out")
-    description: str | None = Field(None, description="one sentence for reports")
-    language: str | None = Field(None, description="take this language as given (`en`), instead of identifying it")
-    filters: bool | None = Field(None, description="judge by the quality and repetition rules; off for docstrings and prose")
-    limit: Positive | None = Field(None, description="read at most so many documents")
-    text_key: str = Field("text", description="jsonl and parquet: the field that holds the text")
-    id_key: str = Field("id", description="jsonl and parquet: the field of the id; absent, file name and line are the id")
-    url_key: str = Field("url", description="jsonl and parquet: the field of the address")
-    date_key: str = Field("date", description="jsonl and parquet: the field of the date")
-    license_key: str = Field("license", description="jsonl and parquet: the field of a document's own licence")
+    path: str | list[str] | None = Field(default=None, description="a file, a folder, a glob, or a list of them")
+    builtin: Builtin | None = Field(default=None, description="text that this machine already has, in place of a path")
+    format: Format = Field(default="auto", description="auto looks at the first bytes of each file")
+    license: str | None = Field(default=None, description="SPDX id of the text; unknown when it is left out")
+    description: str | None = Field(default=None, description="one sentence for reports")
+    language: str | None = Field(default=None, description="take this language as given (`en`), instead of identifying it")
+    filters: bool | None = Field(
+        default=None, description="judge by the quality and repetition rules; off for docstrings and prose"
+    )
+    limit: Positive | None = Field(default=None, description="read at most so many documents")
+    text_key: str = Field(default="text", description="jsonl and parquet: the field that holds the text")
+    id_key: str = Field(
+        default="id", description="jsonl and parquet: the field of the id; absent, file name and line are the id"
+    )
+    url_key: str = Field(default="url", description="jsonl and parquet: the field of the address")
+    date_key: str = Field(default="date", description="jsonl and parquet: the field of the date")
+    license_key: str = Field(default="license", description="jsonl and parquet: the field of a document's own licence")
 
     @field_validator("license")
     @classmethod
@@ -74,44 +78,51 @@ class Source(Config):
 class ExtractConfig(Config):
     """From an HTML page to its text."""
 
-    engine: Literal["resiliparse"] = Field("resiliparse", description="what extracts the text")
-    main_content: bool = Field(True, description="leave out menus, footers and the like; false keeps all visible text")
-    max_nesting: Positive = Field(2000, description="skip pages nested deeper: parsing time grows with the square of it")
+    engine: Literal["resiliparse"] = Field(default="resiliparse", description="what extracts the text")
+    main_content: bool = Field(default=True, description="leave out menus, footers and the like; false keeps all visible text")
+    max_nesting: Positive = Field(
+        default=2000, description="skip pages nested deeper: parsing time grows with the square of it"
+    )
 
 
 class LimitsConfig(Config):
     """Sizes beyond which a record is skipped and counted; in bytes, never in seconds, so that results do not depend on load."""
 
-    max_record_bytes: Annotated[Bytes, Field(ge=1024)] = Field(16 << 20, description="a record's payload, before and after decompression")
-    max_text_bytes: Annotated[Bytes, Field(ge=1024)] = Field(8 << 20, description="a document's text")
+    max_record_bytes: Annotated[Bytes, Field(ge=1024)] = Field(default=16 << 20, description="a payload, packed and unpacked")
+    max_text_bytes: Annotated[Bytes, Field(ge=1024)] = Field(default=8 << 20, description="a document's text")
 
 
 class QualityConfig(Config):
     """Gopher's quality rules (table and text of section A1.1). A rule set to null is off."""
 
-    enabled: bool = Field(True, description="whether to apply these rules")
-    min_words: Count | None = Field(50, description="fewer words are dropped")
-    max_words: Count | None = Field(100_000, description="more words are dropped")
-    min_mean_word_length: float | None = Field(3.0, description="characters")
-    max_mean_word_length: float | None = Field(10.0, description="characters")
-    max_symbol_ratio: Fraction | None = Field(0.1, description="number signs, or ellipses, over words")
-    max_bullet_lines: Fraction | None = Field(0.9, description="share of lines that begin with a bullet")
-    max_ellipsis_lines: Fraction | None = Field(0.3, description="share of lines that end in an ellipsis")
-    min_alpha_words: Fraction | None = Field(0.8, description="share of words with a letter; words of punctuation alone do not count")
-    min_stop_words: Count | None = Field(2, description="different stop words of the document's language (en, fr, es; others are not judged)")
+    enabled: bool = Field(default=True, description="whether to apply these rules")
+    min_words: Count | None = Field(default=50, description="fewer words are dropped")
+    max_words: Count | None = Field(default=100_000, description="more words are dropped")
+    min_mean_word_length: float | None = Field(default=3.0, description="characters")
+    max_mean_word_length: float | None = Field(default=10.0, description="characters")
+    max_symbol_ratio: Fraction | None = Field(default=0.1, description="number signs, or ellipses, over words")
+    max_bullet_lines: Fraction | None = Field(default=0.9, description="share of lines that begin with a bullet")
+    max_ellipsis_lines: Fraction | None = Field(default=0.3, description="share of lines that end in an ellipsis")
+    min_alpha_words: Fraction | None = Field(
+        default=0.8, description="share of words with a letter, dashes and the like not counted"
+    )
+    min_stop_words: Count | None = Field(default=2, description="different stop words of its language (en, fr, es)")
 
 
 class RepetitionConfig(Config):
     """Gopher's repetition rules (table A1). A rule set to null is off; above the threshold is dropped."""
 
-    enabled: bool = Field(True, description="whether to apply these rules")
-    duplicate_lines: Fraction | None = Field(0.30, description="share of lines seen before in the document")
-    duplicate_paragraphs: Fraction | None = Field(0.30, description="share of paragraphs seen before")
-    duplicate_line_chars: Fraction | None = Field(0.20, description="share of characters in such lines")
-    duplicate_paragraph_chars: Fraction | None = Field(0.20, description="share of characters in such paragraphs")
-    top_ngrams: dict[int, float] = Field({2: 0.20, 3: 0.18, 4: 0.16}, description="share of characters in the most frequent n-gram")
+    enabled: bool = Field(default=True, description="whether to apply these rules")
+    duplicate_lines: Fraction | None = Field(default=0.30, description="share of lines seen before in the document")
+    duplicate_paragraphs: Fraction | None = Field(default=0.30, description="share of paragraphs seen before")
+    duplicate_line_chars: Fraction | None = Field(default=0.20, description="share of characters in such lines")
+    duplicate_paragraph_chars: Fraction | None = Field(default=0.20, description="share of characters in such paragraphs")
+    top_ngrams: dict[int, float] = Field(
+        default={2: 0.20, 3: 0.18, 4: 0.16}, description="share of characters in the most frequent n-gram"
+    )
     duplicate_ngrams: dict[int, float] = Field(
-        {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}, description="share of characters in n-grams seen before"
+        default={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
+        description="share of characters in n-grams seen before",
     )
 
     @field_validator("top_ngrams", "duplicate_ngrams")
@@ -125,10 +136,12 @@ class RepetitionConfig(Config):
 class MinHashConfig(Config):
     """Near-duplicates by MinHash and bands (Broder 1997; parameters as FineWeb's)."""
 
-    enabled: bool = Field(True, description="whether to drop near-duplicates")
-    ngram: Annotated[Count, Field(ge=1, le=50)] = Field(5, description="words in a shingle")
-    bands: Annotated[Count, Field(ge=1, le=1000)] = Field(14, description="more bands catch less similar pairs")
-    rows: Annotated[Count, Field(ge=1, le=1000)] = Field(8, description="hashes a band; more rows ask for more similarity")
+    enabled: bool = Field(default=True, description="whether to drop near-duplicates")
+    ngram: Annotated[Count, Field(ge=1, le=50)] = Field(default=5, description="words in a shingle")
+    bands: Annotated[Count, Field(ge=1, le=1000)] = Field(default=14, description="more bands catch less similar pairs")
+    rows: Annotated[Count, Field(ge=1, le=1000)] = Field(
+        default=8, description="hashes a band; more rows ask for more similarity"
+    )
 
     @property
     def num_perm(self) -> int:
@@ -144,26 +157,30 @@ class MinHashConfig(Config):
 class DedupConfig(Config):
     """Which documents are dropped because the corpus has them already."""
 
-    exact: bool = Field(True, description="drop documents whose words are the same, whatever case and spacing")
+    exact: bool = Field(default=True, description="drop documents whose words are the same, whatever case and spacing")
     minhash: MinHashConfig = Field(default_factory=MinHashConfig, description="near-duplicates")
-    keep: Literal["first", "longest"] = Field("first", description="which of a cluster stays; ties go to the first in reading order")
+    keep: Literal["first", "longest"] = Field(default="first", description="which of a cluster stays; ties: the first")
 
 
 class CorpusConfig(Config):
     """The corpus station: sources and the rules that decide what stays."""
 
     sources: list[Source] = Field(min_length=1, description="where documents come from, in reading order")
-    commercial: bool = Field(False, description="refuse what may not be used commercially")
-    languages: list[str] | None = Field(None, description="languages to keep (`[en, fr]`); null keeps all")
-    min_score: Fraction = Field(0.65, description="with `languages`: drop documents whose language is less certain")
-    heldout: Fraction = Field(0.02, description="share of documents that no training may see, chosen by a hash of their id")
+    commercial: bool = Field(default=False, description="refuse what may not be used commercially")
+    languages: list[str] | None = Field(default=None, description="languages to keep (`[en, fr]`); null keeps all")
+    min_score: Fraction = Field(default=0.65, description="with `languages`: drop documents whose language is less certain")
+    heldout: Annotated[Share, Field(ge=0, lt=1)] = Field(
+        default=0.02, description="share of documents that no training may see, chosen by a hash of their id"
+    )
     extract: ExtractConfig = Field(default_factory=ExtractConfig, description="HTML to text")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="sizes beyond which records are skipped")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="Gopher's quality rules")
     repetition: RepetitionConfig = Field(default_factory=RepetitionConfig, description="Gopher's repetition rules")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="duplicates and near-duplicates")
-    removed_sample: Count | Literal["all"] = Field(50, description="removed documents to keep for a look, per rule; or all")
-    seed: int = Field(0, description="of the held-out split, the removed sample and the hash functions")
+    removed_sample: Count | Literal["all"] = Field(
+        default=50, description="removed documents to keep for a look, per rule; or all"
+    )
+    seed: int = Field(default=0, description="of the held-out split, the removed sample and the hash functions")
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:

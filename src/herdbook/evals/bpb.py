@@ -5,8 +5,8 @@ different tokenizers (Gao et al. 2020, "The Pile", section 3.1, use it for that 
 after the separator that stands before documents in training. Text longer than the model's context is scored in windows that
 overlap, each token once, with at least the overlap to its left.
 
-The figure of a source is sum of bits / sum of bytes over a sample of its documents. The overall figure weighs the sources by all
-the held-out bytes each has, so it estimates what scoring every held-out document would give, whatever the sample.
+The figure of a source is sum of bits / sum of bytes over a sample of its documents. The overall figure weighs the sources by
+all the held-out bytes each has, so it estimates what scoring every held-out document would give, whatever the sample.
 """
 
 from __future__ import annotations
@@ -93,17 +93,17 @@ def windows(tokens: Sequence[int], separator: Sequence[int], context: int, overl
 
     Args:
         separator: what stands before the document; scored never. Without one the first token cannot be scored and is context.
-        context: the most tokens of one request, context and continuation together.
+        context: the most tokens the model reads at once. The last token of a request is predicted but not read.
         overlap: the share of a window that only repeats the one before; at least one token does.
     """
-    if context < 2:
-        raise ValueError(f"a context of {context} tokens leaves nothing to predict")
+    if context < 1:
+        raise ValueError(f"a context of {context} tokens leaves nothing to predict from")
     sequence = [*separator, *tokens]
-    keep = min(max(1, int(context * overlap)), context - 1)
+    keep = max(1, int(context * overlap))
     requests: list[Request] = []
     start, first = 0, max(1, len(separator))
     while first < len(sequence):
-        end = min(start + context, len(sequence))
+        end = min(start + context + 1, len(sequence))
         requests.append((sequence[start:first], sequence[first:end]))
         start, first = end - keep, end
     return requests

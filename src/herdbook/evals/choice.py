@@ -5,18 +5,21 @@
 - `continuation_choice`: which second sentence follows this first sentence of an article?
 
 All four answers come from held-out documents that look alike (same package or language, nearest length), so no answer was
-trained on more than another. Left out are: answers that stand word for word in a training document, functions whose name
-already says what they do (`read_file`: "Read a file."), and distractors that nearly repeat the answer. Everything is drawn by hashes of
-the seed and the documents' ids. An answer's score is its log-likelihood; `acc_norm` divides it by the answer's length in
-characters, as the Open LLM Leaderboard does, since longer answers are less likely. Chance is 1/4.
+trained on more than another. Left out are answers that also are the answer of a training document, and distractors that
+nearly repeat the right one. Most functions are named for what they do (`read_file`: "Read a file."), so a model can find
+their sentence by copying; those questions are counted apart from the others (`docstring_choice_named`, `_unnamed`), and
+distractors that repeat the name too are taken where there are any. Everything is drawn by hashes of the seed and the
+documents' ids. An answer's score is its log-likelihood; `acc_norm` divides it by the answer's
+length in characters, as the Open LLM Leaderboard does, since longer answers are less likely. Chance is 1/4.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ CHOICES = 4
 _NEAREST = 12  # distractors are drawn from so many candidates, the nearest in length
 _POOL = 4000  # candidates looked at; a larger corpus is sampled down to these
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[`]?[A-ZÀ-Ý0-9])")
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
 _WORD = re.compile(r"[^\W\d_]+")
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|approx|St|Dr|Mr|Mrs|c|b|d|[A-Z])\.)$")
@@ -40,7 +44,7 @@ class Pair:
 
     Attributes:
         group: what distractors should share with it (a package, a language).
-        name: what the question is about; an answer must not repeat it.
+        name: what the question is about, if it has a name.
     """
 
     id: str
@@ -53,11 +57,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its choices, the right one at `gold`."""
+    """A question with its choices, the right one at `gold`; `named` if the right one repeats a word of the question's name."""
 
     pair: Pair
     choices: tuple[str, ...]
     gold: int
+    named: bool
 
 
 @dataclass
@@ -72,19 +77,19 @@ class Quiz:
 
 
 def docstring_pair(row: dict[str, Any]) -> Pair | None:
-    """Signature → first sentence of the docstring, or None where there is no plain sentence."""
+    """Signature → first sentence of the docstring, or None for modules and topics and where there is no plain sentence."""
     signature, _, body = row["text"].partition("\n\n")
     name = signature.removeprefix("class ").partition("(")[0].strip()
-    answer = next(iter(sentences(body.partition("\n\n")[0])), "")
-    if "\n" in signature or not name or not _plain(answer):
+    answer = next(sentences(body.partition("\n\n")[0]), "")
+    if not _NAME.fullmatch(name) or not _plain(answer):
         return None
     return Pair(row["id"], name.partition(".")[0], name, f"{signature}\n\n", f"What does `{name}` do?", answer)
 
 
 def prose_pair(row: dict[str, Any]) -> Pair | None:
     """First sentence → second sentence of an article, or None where there are not two of fair length."""
-    found = sentences(row["text"].partition("\n\n")[0])
-    if len(found) < 2 or not all(map(_plain, found[:2])):
+    found = [*islice(sentences(row["text"].partition("\n\n")[0]), 2)]
+    if len(found) < 2 or not all(map(_plain, found)):
         return None
     return Pair(row["id"], row["language"] or "", "", f"{found[0]} ", f"Continue this text: {found[0]}", found[1])
 
@@ -95,16 +100,16 @@ PAIRS: dict[str, Callable[[dict[str, Any]], Pair | None]] = {
 }
 
 
-def sentences(text: str) -> list[str]:
+def sentences(text: str) -> Iterator[str]:
     """The sentences of a paragraph, spaces folded; an abbreviation ends none."""
     folded = " ".join(text.split())
-    found: list[str] = []
     begin = 0
     for match in _SENTENCE_END.finditer(folded):
-        if not _ABBREVIATION.search(folded[: match.start()]):
-            found.append(folded[begin : match.end()].strip())
+        if not _ABBREVIATION.search(folded[begin : match.start()]):
+            yield folded[begin : match.end()].strip()
             begin = match.end()
-    return [*found, folded[begin:]] if folded[begin:] else found
+    if folded[begin:]:
+        yield folded[begin:]
 
 
 def _plain(sentence: str) -> bool:
@@ -140,15 +145,13 @@ def build_quiz(task: str, corpus: Path, source: str, *, limit: int | None, seed:
     for pair in pool:
         if limit is not None and len(quiz.questions) >= limit:
             break
-        if pair.name and gives_away(pair.name, pair.answer):
-            _leave_out(quiz, "the name says it")
-            continue
-        distractors = _distractors(pair, pool, seed)
+        named = bool(pair.name) and gives_away(pair.name, pair.answer)
+        distractors = _distractors(pair, named, pool, seed)
         if len(distractors) < CHOICES - 1:
             _leave_out(quiz, "too few distractors")
             continue
         order = sorted([pair.answer, *distractors], key=lambda choice: draw_key(seed, pair.id, choice))
-        quiz.questions.append(Question(pair, tuple(order), order.index(pair.answer)))
+        quiz.questions.append(Question(pair, tuple(order), order.index(pair.answer), named))
     return quiz
 
 
@@ -180,18 +183,21 @@ def _without_trained(pairs: list[Pair], trained: Iterable[Pair | None], quiz: Qu
     return kept
 
 
-def _distractors(pair: Pair, pool: Sequence[Pair], seed: int) -> list[str]:
-    """Three answers of other documents: of the same group where it has enough, near in length, unlike one another."""
+def _distractors(pair: Pair, named: bool, pool: Sequence[Pair], seed: int) -> list[str]:
+    """Three answers of other documents: of the same group where it has enough, near in length, unlike one another.
 
-    def rank(other: Pair) -> tuple[bool, float, str]:
-        return other.group != pair.group, abs(math.log(len(other.answer) / len(pair.answer))), other.id
+    What the right answer does with the question's name, repeat it or not, the others do too as far as they can.
+    """
 
-    def fits(other: Pair) -> bool:
-        return other.id != pair.id and not (pair.name and gives_away(pair.name, other.answer))
+    def rank(other: Pair) -> tuple[bool, bool, float, str]:
+        length = abs(math.log(len(other.answer) / len(pair.answer)))
+        unlike = bool(pair.name) and gives_away(pair.name, other.answer) != named
+        return unlike, other.group != pair.group, length, other.id
 
-    nearest = sorted(filter(fits, pool), key=rank)[:_NEAREST]
+    nearest = sorted((other for other in pool if other.id != pair.id), key=rank)[:_NEAREST]
+    drawn = sorted(nearest, key=lambda other: (rank(other)[0], draw_key(seed, pair.id, other.id)))
     chosen: list[str] = []
-    for other in sorted(nearest, key=lambda other: draw_key(seed, pair.id, other.id)):
+    for other in drawn:
         if len(chosen) < CHOICES - 1 and not any(_alike(other.answer, known) for known in (pair.answer, *chosen)):
             chosen.append(other.answer)
     return chosen
@@ -203,31 +209,33 @@ def _alike(one: str, other: str) -> bool:
     return len(left & right) > 0.6 * len(left | right)
 
 
-def multiple_choice(
-    subject: Subject, quiz: Quiz, terminal: Terminal, render: Callable[[str], str]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def multiple_choice(subject: Subject, quiz: Quiz, terminal: Terminal, render: Callable[[str], str]) -> list[dict[str, Any]]:
     """Let a model choose.
 
     Args:
         render: the text of a chat up to where the answer begins, from the question; used if `subject.chat`.
 
     Returns:
-        `acc`, `acc_stderr`, `acc_norm`, `acc_norm_stderr` (the errors absent for a single question), and one row a question.
+        one row a question; `summary` gives their scores.
     """
     requests: list[Request] = []
     for question in quiz.questions:
         prompt = render(question.pair.chat) if subject.chat else question.pair.prompt
         requests += [_request(subject, prompt, choice) for choice in question.choices]
     answers = score(subject, requests, terminal, quiz.task.replace("_", " "))
-    rows = [
+    return [
         _judge(subject, quiz.task, question, answers[start : start + CHOICES])
         for start, question in zip(range(0, len(answers), CHOICES), quiz.questions, strict=True)
     ]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """`acc`, `acc_stderr`, `acc_norm` and `acc_norm_stderr` of some questions; the errors are absent for a single one."""
     figures: dict[str, float] = {}
     for metric in ("acc", "acc_norm"):
         found = accuracy([row[metric] for row in rows])
         figures |= {metric: found["value"], **({f"{metric}_stderr": found["stderr"]} if "stderr" in found else {})}
-    return figures, rows
+    return figures
 
 
 def _request(subject: Subject, prompt: str, choice: str) -> Request:
@@ -257,6 +265,7 @@ def _judge(subject: Subject, task: str, question: Question, answers: Sequence[tu
         "question": question.pair.chat if subject.chat else question.pair.prompt.rstrip(),
         "choices": list(question.choices),
         "target": question.gold,
+        "named": question.named,
         "resps": [round(value, 4) for value in scores],
         "acc": scores.index(max(scores)) == question.gold,
         "acc_norm": normed.index(max(normed)) == question.gold,

@@ -22,7 +22,8 @@ class PromptConfig(Config):
 
     text: str = Field(description="what the model is given", min_length=1)
     mode: Literal["completion", "chat", "both"] = Field(
-        "both", description="completion: for models without a chat template; chat: for models with one; both: for all, each in its way"
+        "both",
+        description="completion: for models without a chat template; chat: for models with one; both: for all, each in its way",
     )
     max_tokens: Count = Field(80, ge=1, description="at most so many tokens are generated")
     temperature: float = Field(0.8, ge=0, description="0 takes the likeliest token each time")
@@ -32,35 +33,38 @@ class PromptConfig(Config):
 
 
 def _default_prompts() -> list[PromptConfig]:
-    return [
-        PromptConfig(text="The history of the city", mode="completion"),
-        PromptConfig(text="Return the sum of", mode="completion"),
-        PromptConfig(text="What does `json.dumps` do?", mode="chat"),
-        PromptConfig(text="What does `math.sqrt` do?", mode="chat"),
-        PromptConfig(text="What is the Moon?", mode="chat"),
-    ]
+    texts = (
+        ("The history of the city", "completion"),
+        ("Return the sum of", "completion"),
+        ("What does `json.dumps` do?", "chat"),
+        ("What does `math.sqrt` do?", "chat"),
+        ("What is the Moon?", "chat"),
+    )
+    return [PromptConfig.model_validate({"text": text, "mode": mode}) for text, mode in texts]
 
 
 class EvalConfig(Config):
     """What to measure, and on how much."""
 
     tasks: list[TaskName] = Field(
-        ["bits_per_byte", "docstring_choice"],
-        description="bits_per_byte: prediction of held-out text; docstring_choice and continuation_choice: multiple choice made "
-        "from held-out text",
+        ["bits_per_byte", "docstring_choice", "continuation_choice"],
+        description="bits_per_byte: prediction of held-out text; the others: multiple choice made from held-out text",
     )
-    documents: Count = Field(48, ge=1, description="held-out documents a source for bits_per_byte")
+    documents: Count = Field(96, ge=1, description="held-out documents a source for bits_per_byte")
     document_bytes: Bytes = Field(4000, ge=64, description="of each such document at most its first so many bytes are scored")
     overlap: Share = Field(
-        0.5, ge=0, lt=1, description="text longer than the context is scored in windows that share this much with the one before"
+        0.5,
+        ge=0,
+        lt=1,
+        description="text longer than the context is scored in windows that share this much with the one before",
     )
-    limit: Count | None = Field(200, ge=1, description="at most so many questions a multiple-choice task; null: all there are")
+    limit: Count | None = Field(250, ge=1, description="at most so many questions a multiple-choice task; null: all there are")
     docstring_source: str = Field("docstrings", description="the source whose documents are a signature and its docstring")
     prose_source: str = Field("wikipedia", description="the source of prose for continuation_choice")
     prompts: list[Annotated[PromptConfig, BeforeValidator(_prompt)]] = Field(
         default_factory=_default_prompts, description="prompts whose generations the report shows; plain text will do"
     )
-    seed: int = Field(0, description="seed of every draw: documents, distractors, resampling and sampled text")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of every draw: documents, distractors, resampling and sampled text")
 
     @field_validator("tasks")
     @classmethod

@@ -6,7 +6,7 @@ It leaves
 - `samples.jsonl`: one line a document or question, with the choices and their log-likelihoods;
 - `generations.json`: what the models wrote for the prompts.
 
-A task whose source the corpus lacks is skipped, with a warning and its reason in `results.json`.
+A task whose source the corpus lacks is skipped; the reason stands in `results.json`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def evaluate(cfg: EvalConfig, models: dict[str, Path], out: Path, terminal: Term
         material = gather(cfg, corpus, terminal)
         if material.sample is None and not material.quizzes and not cfg.prompts:
             reasons = "; ".join(f"{task}: {reason}" for task, reason in material.skipped.items())
-            raise UserError(f"nothing is left to measure ({reasons or 'no tasks'})", where="eval", todo="name tasks under eval.tasks")
+            raise UserError(
+                f"nothing is left to measure ({reasons or 'no tasks'})", where="eval", todo="name tasks under eval.tasks"
+            )
         results: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         generations: list[dict[str, Any]] = []
@@ -82,7 +84,7 @@ def evaluate(cfg: EvalConfig, models: dict[str, Path], out: Path, terminal: Term
 def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material:
     """Draw the documents and questions of the configured tasks."""
     material = Material()
-    for task in cfg.tasks:
+    for task in map(str, cfg.tasks):
         if corpus is None:
             material.skipped[task] = "no corpus with held-out documents was given"
         elif task == bpb.TASK:
@@ -97,7 +99,7 @@ def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material
             else:
                 material.skipped[task] = f"the held-out documents of the source {source!r} yield no questions"
     for task, reason in material.skipped.items():
-        terminal.warn(f"{task} is skipped: {reason}")
+        terminal.say(f"  {task} is skipped: {reason}")
     return material
 
 
@@ -127,15 +129,20 @@ def measure(
     found: dict[str, Any] = {
         key: {} for key in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
     }
-    found["config"] = {"model": subject.name, "prompts": "chat" if subject.chat else "base", "limit": cfg.limit, "random_seed": cfg.seed}
+    found["config"] = {
+        "model": subject.name,
+        "prompts": "chat" if subject.chat else "base",
+        "limit": cfg.limit,
+        "random_seed": cfg.seed,
+    }
     rows: list[dict[str, Any]] = []
     if material.sample is not None:
         figures, log = bpb.bits_per_byte(subject, material.sample, terminal, overlap=cfg.overlap, seed=cfg.seed)
         _note_bits(found, figures, material.sample, cfg)
         rows += log
     for quiz in material.quizzes:
-        scores, log = choice.multiple_choice(subject, quiz, terminal, render)
-        _note_choice(found, scores, quiz, subject)
+        log = choice.multiple_choice(subject, quiz, terminal, render)
+        _note_choice(found, log, quiz, subject)
         rows += log
     return found, rows
 
@@ -160,16 +167,25 @@ def _note_bits_of(
     _note_task(found, task, bpb.VERSION, {"bits_per_byte": False}, (available, figures["documents"]), settings, metadata)
 
 
-def _note_choice(found: dict[str, Any], scores: dict[str, float], quiz: choice.Quiz, subject: Subject) -> None:
-    found["results"][quiz.task] = {
-        "alias": quiz.task.replace("_", " "),
-        **{f"{metric}{part},none": scores.get(f"{metric}{part}", "N/A") for metric in ("acc", "acc_norm") for part in ("", "_stderr")},
-    }
-    metadata = {"version": choice.VERSION, "chance": 1 / choice.CHOICES, "prompts": "chat" if subject.chat else "base",
-                "source": quiz.source, "left_out": quiz.left_out}  # fmt: skip
-    counted = (quiz.available, len(quiz.questions))
-    settings = {"output_type": "multiple_choice"}
-    _note_task(found, quiz.task, choice.VERSION, {"acc": True, "acc_norm": True}, counted, settings, metadata)
+def _note_choice(found: dict[str, Any], rows: list[dict[str, Any]], quiz: choice.Quiz, subject: Subject) -> None:
+    """A quiz; with questions of both kinds also as a group of those whose name says it and those whose name does not."""
+    parts = {"named": [row for row in rows if row["named"]], "unnamed": [row for row in rows if not row["named"]]}
+    tasks = {quiz.task: rows}
+    if all(parts.values()):
+        tasks |= {f"{quiz.task}_{part}": some for part, some in parts.items()}
+        found["group_subtasks"][quiz.task] = [f"{quiz.task}_{part}" for part in parts]
+    for task, some in tasks.items():
+        scores = choice.summary(some)
+        alias = quiz.task.replace("_", " ") if task == quiz.task else f" - {task.removeprefix(quiz.task)[1:]}"
+        figures: dict[str, Any] = {"alias": alias}
+        for metric in ("acc", "acc_norm"):
+            figures[f"{metric},none"] = scores[metric]
+            figures[f"{metric}_stderr,none"] = scores.get(f"{metric}_stderr", "N/A")
+        found["results"][task] = figures
+        metadata = {"version": choice.VERSION, "chance": 1 / choice.CHOICES, "prompts": "chat" if subject.chat else "base",
+                    "source": quiz.source, "left_out": quiz.left_out}  # fmt: skip
+        better, settings = {"acc": True, "acc_norm": True}, {"output_type": "multiple_choice"}
+        _note_task(found, task, choice.VERSION, better, (quiz.available, len(some)), settings, metadata)
 
 
 def _note_task(
@@ -187,23 +203,26 @@ def generate(
     cfg: EvalConfig, subject: Subject, engine: Engine, tokenizer: Tokenizer, terminal: Terminal
 ) -> list[dict[str, Any]]:
     """The model's answers to the prompts that are meant for it, one row a prompt."""
-    from herdbook.infer.sampling import Sampling
+    from herdbook.infer.config import Sampling
 
     wanted: tuple[str, ...] = ("chat", "both") if subject.chat else ("completion", "both")
     prompts = [prompt for prompt in cfg.prompts if prompt.mode in wanted]
-    rows: list[dict[str, Any]] = []
-    render = chat_renderer(tokenizer)
-    with terminal.progress(f"{subject.name}: sample generations", len(prompts)) as progress:
-        for number, prompt in enumerate(prompts):
-            settings = _sampling(prompt, cfg.seed + number)
-            ids = tokenizer.encode(render(prompt.text)) if subject.chat else [*subject.separator, *tokenizer.encode(prompt.text)]
-            completion = engine.generate([ids], Sampling(**settings))[0]
-            rows.append(
-                {"model": subject.name, "kind": "chat" if subject.chat else "completion", "prompt": prompt.text,
-                 "text": completion.text, "finish_reason": completion.finish_reason, "sampling": settings}
-            )  # fmt: skip
-            progress.advance()
-    return rows
+    if not prompts:
+        return []
+    kind, render = ("chat", chat_renderer(tokenizer)) if subject.chat else ("completion", lambda text: text)
+    start = [] if subject.chat else subject.separator
+    settings = [_sampling(prompt, cfg.seed + number) for number, prompt in enumerate(prompts)]
+    with terminal.progress(f"{subject.name}: {len(prompts)} sample generations") as progress:
+        completions = engine.generate(
+            [[*start, *tokenizer.encode(render(prompt.text))] for prompt in prompts],
+            [Sampling(**row, truncate_prompt=True) for row in settings],
+        )
+        progress.advance(len(prompts))
+    return [
+        {"model": subject.name, "kind": kind, "prompt": prompt.text, "text": completion.text,
+         "finish_reason": completion.finish_reason, "sampling": row}
+        for prompt, completion, row in zip(prompts, completions, settings, strict=True)
+    ]  # fmt: skip
 
 
 def _sampling(prompt: PromptConfig, seed: int) -> dict[str, Any]:
@@ -227,5 +246,7 @@ def show(results: dict[str, Any], terminal: Terminal) -> None:
                 spread = f"{error:.3f}" if isinstance(error, float) else ""
                 chance = found["configs"][task]["metadata"].get("chance", "")
                 samples = found["n-samples"][task]["effective"]
-                lines.append((name, scores["alias"].strip(), metric, f"{scores[f'{metric},none']:.3f}", spread, chance, samples))
+                lines.append(
+                    (name, scores["alias"].strip(), metric, f"{scores[f'{metric},none']:.3f}", spread, chance, samples)
+                )
     terminal.table(("model", "task", "metric", "score", "± error", "chance", "samples"), lines)

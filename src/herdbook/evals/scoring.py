@@ -74,8 +74,21 @@ class Subject:
 
 
 def score(subject: Subject, requests: Sequence[Request], terminal: Terminal, title: str) -> list[tuple[float, bool]]:
-    """Answer all requests, in their order. They go to the engine longest first, so that padding is small and memory peaks early."""
-    order = sorted(range(len(requests)), key=lambda index: (-_length(requests[index]), index))
+    """Answer all requests, in their order.
+
+    They go to the engine longest first, so that padding is small and memory peaks early, and those with the same context
+    together, so that it can read that once.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for request in requests:
+        context = tuple(request[0])
+        longest[context] = max(longest.get(context, 0), _length(request))
+
+    def place(index: int) -> tuple[int, tuple[int, ...], int, int]:
+        context = tuple(requests[index][0])
+        return -longest[context], context, -_length(requests[index]), index
+
+    order = sorted(range(len(requests)), key=place)
     answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
     with terminal.progress(f"{subject.name}: {title}", sum(map(_length, requests))) as progress:
         for chunk in _chunks(order, requests):
@@ -115,7 +128,9 @@ def accuracy(correct: Sequence[bool]) -> dict[str, float]:
     return {"value": share, "stderr": math.sqrt(share * (1 - share) / (len(correct) - 1))}
 
 
-def ratio_stderr(numerators: Sequence[float], denominators: Sequence[float], seed: int, *, resamples: int = 1000) -> float | None:
+def ratio_stderr(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int, *, resamples: int = 1000
+) -> float | None:
     """The standard error of sum(numerators) / sum(denominators) over documents, by bootstrap; None for fewer than two.
 
     The draw depends on `seed` alone, so the figure is the same on every run.

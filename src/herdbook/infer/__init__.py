@@ -1,0 +1,1 @@
+"""The inference engine that chat, evaluation and the Python face share."""

@@ -1,0 +1,1 @@
+"""Doors to other ecosystems: Hugging Face folders, by hand and without importing transformers."""

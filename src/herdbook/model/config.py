@@ -28,27 +28,35 @@ class ModelConfig(Config):
     """One decoder. Fields left at null follow from the others; `resolved` writes them out."""
 
     vocab_size: Count | None = Field(
-        None, description="rows of the embedding; null: the tokenizer's, padded to a multiple of 64"
+        default=None, description="rows of the embedding; null: the tokenizer's, padded to a multiple of 64"
     )
-    d_model: Count = Field(192, gt=0, description="width of the residual stream")
-    n_layers: Count = Field(5, gt=0, description="how many blocks")
-    n_heads: Count = Field(3, gt=0, description="query heads")
+    d_model: Count = Field(default=192, gt=0, description="width of the residual stream")
+    n_layers: Count = Field(default=5, gt=0, description="how many blocks")
+    n_heads: Count = Field(default=3, gt=0, description="query heads")
     n_kv_heads: Count | None = Field(
-        None, gt=0, description="key/value heads; null: as many as query heads (MHA), 1: MQA, between: GQA"
+        default=None, gt=0, description="key/value heads; null: as many as query heads (MHA), 1: MQA, between: GQA"
     )
-    head_dim: Count | None = Field(None, gt=0, description="width of a head; null: d_model / n_heads")
-    d_ff: Count | None = Field(None, gt=0, description="feed-forward width; null: 4·d_model, for swiglu 8/3·d_model rounded up")
-    context: Count = Field(256, gt=0, description="longest sequence in tokens")
-    positions: Literal["rope", "learned"] = Field("rope", description="rotary angles, or a learned vector a position")
-    position_offset: Count = Field(0, ge=0, description="learned: rows of the position table before position 0 (OPT has 2)")
-    rope_theta: float = Field(10_000.0, gt=0, description="rope: base of the wavelengths")
-    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="kind of normalisation before each part of a block")
-    norm_eps: float = Field(1e-5, gt=0, description="added to the variance before the root")
-    activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = Field("swiglu", description="of the feed-forward part")
-    bias: bool = Field(False, description="biases in all linear layers and layernorms")
-    tied: bool = Field(True, description="the head shares the embedding's matrix")
-    init_std: float = Field(0.02, gt=0, description="spread of the random start; outputs of each part get it / sqrt(2·layers)")
-    dropout: Share = Field(0.0, ge=0, lt=1, description="share of activations dropped while training")
+    head_dim: Count | None = Field(default=None, gt=0, description="width of a head; null: d_model / n_heads")
+    d_ff: Count | None = Field(
+        default=None, gt=0, description="feed-forward width; null: 4·d_model, for swiglu 8/3·d_model rounded up"
+    )
+    context: Count = Field(default=256, gt=0, description="longest sequence in tokens")
+    positions: Literal["rope", "learned"] = Field(default="rope", description="rotary angles, or a learned vector a position")
+    position_offset: Count = Field(
+        default=0, ge=0, description="learned: rows of the position table before position 0 (OPT has 2)"
+    )
+    rope_theta: float = Field(default=10_000.0, gt=0, description="rope: base of the wavelengths")
+    norm: Literal["rmsnorm", "layernorm"] = Field(
+        default="rmsnorm", description="kind of normalisation before each part of a block"
+    )
+    norm_eps: float = Field(default=1e-5, gt=0, description="added to the variance before the root")
+    activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = Field(default="swiglu", description="of the feed-forward part")
+    bias: bool = Field(default=False, description="biases in all linear layers and layernorms")
+    tied: bool = Field(default=True, description="the head shares the embedding's matrix")
+    init_std: float = Field(
+        default=0.02, gt=0, description="spread of the random start; outputs of each part get it / sqrt(2·layers)"
+    )
+    dropout: Share = Field(default=0.0, ge=0, lt=1, description="share of activations dropped while training")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

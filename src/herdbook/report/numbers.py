@@ -38,8 +38,12 @@ def size(number: float | None) -> str:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    """`0.4231` → `42.3 %`."""
-    return ABSENT if value is None else f"{100 * value:.{digits}f}{THIN}%"
+    """`0.4231` → `42.3 %`; what is not nothing is never shown as 0."""
+    if value is None:
+        return ABSENT
+    if 0 < value < 0.5 * 10.0 ** -(2 + digits):
+        return f"< {10.0**-digits:.{digits}f}{THIN}%"
+    return f"{100 * value:.{digits}f}{THIN}%"
 
 
 def seconds(value: float | None) -> str:
@@ -72,6 +76,11 @@ def flops(value: float | None) -> str:
 def fixed(value: float | None, digits: int = 3) -> str:
     """`1.23456` → `1.235`."""
     return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def ratio(value: float | None) -> str:
+    """`0.0401` → `0.04`; two significant digits."""
+    return ABSENT if value is None else f"{value:.2g}" if value < 100 else whole(value)
 
 
 def with_error(value: float, error: float | None, digits: int = 3) -> str:

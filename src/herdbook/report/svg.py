@@ -95,7 +95,6 @@ class LineChart:
     lines: Sequence[Line]
     x_title: str
     y_title: str
-    x_format: str = "count"
     height: int = 300
 
     def svg(self, width: int) -> str:
@@ -104,8 +103,11 @@ class LineChart:
         high_x = max(x for x, _ in points) or 1.0
         low, high = min(y for _, y in points), max(y for _, y in points)
         logarithmic = low > 0 and high / low > 2
-        low, high = (low / 1.04, high * 1.04) if logarithmic else (low - 0.04 * (high - low or 1), high + 0.04 * (high - low or 1))
-        left, bottom, top = 44.0, self.height - 40.0, 24.0
+        low, high = (
+            (low / 1.04, high * 1.04) if logarithmic else (low - 0.04 * (high - low or 1), high + 0.04 * (high - low or 1))
+        )
+        depth = 20 if width < NARROW else 0  # the legend takes a line of its own there
+        left, bottom, top = 44.0, self.height - 52.0, 24.0
         span = width - left - 12
 
         def x_at(value: float) -> float:
@@ -121,15 +123,15 @@ class LineChart:
                       _text(left - 8, y_at(tick) + 4, f"{tick:g}", "num", "end")]  # fmt: skip
         for tick in nice_ticks(0, high_x, 4 if width < NARROW else 6):
             parts.append(_text(x_at(tick), bottom + 18, short(tick), "num", "start" if not tick else "middle"))
-        parts.append(_text(width - 12, bottom + 34, self.x_title, "axis", "end"))
+        parts.append(_text(width - 12, bottom + 44, self.x_title, "axis", "end"))
         for line in self.lines:
             placed = [(x_at(x), y_at(y)) for x, y in thin_out(line.points, 2 * width)]
             parts += [_dot(x, y, line.colour) for x, y in placed] if line.style == "dots" else []
             kind = "rawline" if line.style == "raw" else "line"
             parts.append(f'<path class="{kind} {line.colour}" d="{_path(placed)}"/>')
         legend = [(line.colour, line.name) for line in self.lines if line.style != "raw"]
-        parts_legend, _ = _legend(legend, left, bottom + 34, width)
-        return _svg(width, self.height, self.title, [*parts, *(parts_legend if len(legend) > 1 else [])])
+        parts_legend, _ = _legend(legend, left, bottom + 44 + depth, width)
+        return _svg(width, self.height + depth, self.title, [*parts, *(parts_legend if len(legend) > 1 else [])])
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,7 @@ class DotChart:
         for tick in nice_ticks(0, self.top, 3 if narrow else 5):
             x = left + span * tick / self.top
             parts.insert(0, _rule(x, 4, x, y, "grid"))
-            parts.append(_text(x, y + 14, f"{tick:g}", "num", "start" if not tick else "middle"))
-        parts.append(_text(left + span + 10, y + 14, self.unit, "axis"))
+            parts.append(_text(x, y + 14, f"{tick:g}{self.unit}", "num", "start" if not tick else "middle"))
         legend = [*self.legend, *([("chance", "chance")] if any(row.chance is not None for row in self.rows) else [])]
         parts_legend, extra = _legend(legend, 4 if narrow else left, y + 38, width)
         return _svg(width, y + 20 + extra, self.title, [*parts, *parts_legend])
@@ -252,12 +253,14 @@ def thin_out(points: Sequence[tuple[float, float]], most: int) -> list[tuple[flo
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
-    """Exponential mean of y with the start's bias corrected (as Adam does)."""
-    mean, smoothed = 0.0, []
-    for index, (x, y) in enumerate(points, 1):
-        mean = weight * mean + (1 - weight) * y
-        smoothed.append((x, mean / (1 - weight**index)))
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean of y over a hundredth of the points to either side, fewer towards the ends: no lag, unlike a running mean."""
+    reach = len(points) // 100
+    smoothed = []
+    for index, (x, _) in enumerate(points):
+        near = min(reach, index, len(points) - 1 - index)
+        window = points[index - near : index + near + 1]
+        smoothed.append((x, sum(y for _, y in window) / len(window)))
     return smoothed
 
 

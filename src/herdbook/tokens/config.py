@@ -29,10 +29,14 @@ class TokenizerConfig(Config):
     """Train a byte-level BPE on a sample of the corpus, or take a tokenizer that exists."""
 
     kind: Literal["bpe"] = Field("bpe", description="byte-level BPE: any text can be encoded and comes back unchanged")
-    vocab_size: Count = Field(4096, ge=SMALLEST_VOCABULARY, le=1_000_000, description="size of the vocabulary, special tokens included")
+    vocab_size: Count = Field(
+        4096, ge=SMALLEST_VOCABULARY, le=1_000_000, description="size of the vocabulary, special tokens included"
+    )
     min_frequency: Count = Field(2, ge=1, description="a pair of tokens merged must occur this often in the sample")
     sample_bytes: Bytes = Field(64_000_000, gt=0, description="train on at most this much text, so that memory stays bounded")
-    sources: Weights | None = Field(None, description="shares of the sample by source, as in tokens.sources; default: all, by size")
+    sources: Weights | None = Field(
+        None, description="shares of the sample by source, as in tokens.sources; default: all, by size"
+    )
     seed: int = Field(0, description="chooses the documents of the sample")
     path: Path | None = Field(None, description="take this tokenizer (a folder with tokenizer.json) instead of training one")
     license: str | None = Field(None, description="licence (SPDX) of the tokenizer at `path`, where its folder has no pedigree")
@@ -50,10 +54,15 @@ class TokensConfig(Config):
     """Which sources become tokens, in which shares they are trained on, and how they lie on disk."""
 
     sources: Weights | None = Field(
-        None, description="share of each source in training, as `name: weight` (any scale); default: all sources, by their tokens"
+        None,
+        description="share of each source in training, as `name: weight` (any scale); default: all sources, by their tokens",
     )
-    dtype: Literal["auto", "uint16", "uint32"] = Field("auto", description="integers on disk; auto: the smallest that holds the vocabulary")
-    shard_tokens: Count = Field(100_000_000, ge=1, description="a shard is closed at the end of the document that reaches this size")
+    dtype: Literal["auto", "uint16", "uint32"] = Field(
+        "auto", description="integers on disk; auto: the smallest that holds the vocabulary"
+    )
+    shard_tokens: Count = Field(
+        100_000_000, ge=1, description="a shard is closed at the end of the document that reaches this size"
+    )
 
     _sources = field_validator("sources")(_some)
 

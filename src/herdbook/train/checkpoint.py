@@ -1,10 +1,11 @@
 """Checkpoints by torch.distributed.checkpoint: whole or absent, checked when read, the newest few kept.
 
-`checkpoint-000100/` holds `state/` (weights, optimizer and random state, in the format of torch.distributed.checkpoint, so
-that runs on several devices can read it) and `checkpoint.json` (step, what the run is, the hashes of the files). It is
-written aside, synced to disk and renamed, so `kill -9` at any moment leaves the one before in place; `latest` names the
-newest. A checkpoint whose files are missing or changed is skipped for the one before it. Read only checkpoints that you or
-people you trust have written: torch's format has a pickled index.
+`checkpoint-000100/` holds `state/` (weights and optimizer, in the format of torch.distributed.checkpoint, so that a run on
+other devices can read it) and `checkpoint.json` (step, seed, what the run is, the hashes of the files). Random numbers and
+the order of the data follow from seed and step, so those two are all the random state there is. A checkpoint is written
+aside, synced to disk and renamed: `kill -9` at any moment leaves the one before in place; `latest` names the newest. One
+whose files are missing or changed is passed over for the one before it. Read only checkpoints that you or people you trust
+have written: torch's format has a pickled index.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
@@ -23,6 +24,10 @@ from torch import nn
 from herdbook.console import Terminal
 from herdbook.errors import UserError
 from herdbook.files import atomic_folder, read_json, write_json, write_text
+from herdbook.units import human_bytes
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
 
 LATEST = "latest"
 FACTS = "checkpoint.json"
@@ -70,41 +75,53 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _random_state() -> dict[str, Any]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
 def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """All that changes while training, by names that do not depend on how it is spread over devices."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
-    return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer),
-            "random": _random_state()}  # fmt: skip
+    return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def save_checkpoint(
     out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any], *, keep: int
 ) -> Path:
     """Write `checkpoint-STEP/` whole, point `latest` to it, and delete all but the newest `keep`."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     target = checkpoint_path(out, step)
     with atomic_folder(target) as aside:
         state = aside / STATE
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.save(_snapshot(model, optimizer), checkpoint_id=state, no_dist=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                save(_snapshot(model, optimizer), checkpoint_id=state, no_dist=True)
+        except CheckpointException as error:
+            raise _not_written(target, error) from error
         files = {path.name: {"bytes": path.stat().st_size, "xxh3": _hash_file(path)} for path in sorted(state.iterdir())}
         write_json(aside / FACTS, {"version": 1, "step": step, "files": files, **facts})
         _sync(state)
         _sync(aside)
     write_text(out / LATEST, target.name + "\n")
-    for old in _steps_on_disk(out)[keep:]:
+    # What is newer than this one was found broken when the run was taken up again, or it would have gone on from there.
+    earlier = [old for old in _steps_on_disk(out) if old <= step]
+    for old in {*_steps_on_disk(out)} - {*earlier[:keep]}:
         shutil.rmtree(checkpoint_path(out, old))
     return target
+
+
+def _not_written(target: Path, error: CheckpointException) -> Exception:
+    """What a failure to write means to a person; torch hides the system's error behind others of its own."""
+    causes = [failure for failure, _ in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause
+    free = human_bytes(shutil.disk_usage(target.parent).free)
+    return UserError(
+        f"the checkpoint could not be written ({causes[0] if causes else error})",
+        where=target,
+        todo=f"free some space ({free} left), then run the same command again: the checkpoint before it is kept",
+    )
 
 
 def find_checkpoint(out: Path, terminal: Terminal) -> Checkpoint | None:
@@ -133,24 +150,21 @@ def _check(path: Path, step: int) -> Checkpoint:
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer and random state back as they were. Raises UserError when they do not fit the model."""
-    import torch.distributed.checkpoint as dcp
+    """Put weights and optimizer back as they were. Raises UserError when they do not fit the model."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     state = _snapshot(model, optimizer)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(state, checkpoint_id=checkpoint.path / STATE, no_dist=True)
+            load(state, checkpoint_id=checkpoint.path / STATE, no_dist=True)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise UserError(f"this checkpoint does not fit the model ({error})", where=checkpoint.path,
                         todo="train into another folder, or delete this one's checkpoints") from error  # fmt: skip
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
 
 
 def discard_checkpoints(out: Path) -> None:

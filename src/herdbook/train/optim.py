@@ -22,7 +22,8 @@ def parameter_groups(model: nn.Module, cfg: LoopConfig) -> list[dict[str, Any]]:
     embeddings = {
         id(parameter) for module in model.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()
     }
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

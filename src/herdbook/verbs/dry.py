@@ -8,7 +8,6 @@ from typing import Any
 
 from herdbook import pedigree, road
 from herdbook.console import Terminal
-from herdbook.corpus.config import input_paths
 from herdbook.recipe import Recipe
 from herdbook.units import human_bytes, human_count, human_seconds
 
@@ -18,6 +17,7 @@ PLANNED_UTILISATION = 0.35
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Stations and their state, input sizes, the training plan, and the disk it takes; all as JSON."""
+    from herdbook.corpus.curate import input_paths
     from herdbook.plan.plan import plan_training
 
     vocab = _vocabulary(recipe)

@@ -1,0 +1,150 @@
+"""What readers hand on: a record that may become a document, or the reason why it did not. And how bytes become text.
+
+Crawls lie about charsets. UTF-8 proves itself (other encodings hardly ever form valid multi-byte sequences by chance), so it
+goes first; then what the HTTP header says, what the page's `<meta>` says, and Windows-1252, which decodes anything.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+_META = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{2,40})""", re.IGNORECASE)
+# Encodings whose bytes may all be valid UTF-8 too, so that what is declared has to be believed first.
+_BELIEVED = ("iso-2022", "utf-16", "utf-32", "utf-7", "hz-gb", "unicode")
+_CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x1b"))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing read from a source.
+
+    Attributes:
+        payload: raw bytes of a page, or text that needs no decoding.
+        kind: whether the text has to be extracted from HTML.
+        charset: what the server said, not verified.
+        encodings: content and transfer encodings, outermost last, still to be undone.
+        group: what the held-out split hashes in place of the id, so that texts that share passages stay on one side.
+    """
+
+    id: str
+    payload: bytes | str
+    kind: Literal["html", "text"]
+    url: str | None = None
+    date: str | None = None
+    license: str | None = None
+    language: str | None = None
+    charset: str | None = None
+    encodings: tuple[str, ...] = ()
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Something that could not be read: why, where, and a size or a word about it."""
+
+    reason: str
+    where: str
+    bytes: int = 0
+    detail: str = ""
+
+
+class Unreadable(Exception):  # noqa: N818  named for what it says
+    """A record's payload is no text we can use; `reason` is counted in the funnel."""
+
+    def __init__(self, reason: str, value: float | None = None, threshold: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.value, self.threshold = reason, value, threshold
+
+
+def decode_payload(record: Record, max_bytes: int) -> tuple[str, int]:
+    """The text (or HTML) of a record, and its size in bytes once decompressed.
+
+    Raises Unreadable for binaries and for payloads that decompress to more than `max_bytes`.
+    """
+    if isinstance(record.payload, str):
+        return record.payload, len(record.payload.encode("utf-8", "replace"))
+    body = record.payload
+    for encoding in reversed(record.encodings):
+        body = _undo(body, encoding, max_bytes)
+        if len(body) > max_bytes:
+            raise Unreadable("too_large", len(body), max_bytes)
+    if is_binary(body):
+        raise Unreadable("not_text")
+    return decode_text(body, record.charset), len(body)
+
+
+def is_binary(body: bytes) -> bool:
+    """Whether the first kilobytes hold control characters that no text has (UTF-16 and UTF-32 excepted)."""
+    head = body[:4096]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:4] in (b"\x00\x00\xfe\xff",):
+        return False
+    strange = len(head) - len(head.translate(None, _CONTROL))
+    return strange > 0.01 * len(head) or head[:4] in (b"%PDF", b"PK\x03\x04")
+
+
+def decode_text(body: bytes, charset: str | None) -> str:
+    """Decode bytes to text; never fails, see the module's docstring for the order of attempts."""
+    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if body.startswith(mark):
+            return body.decode(name, "replace")
+    meta = _META.search(body[:4096])
+    declared = [name.strip().lower() for name in (charset, meta[1].decode("ascii") if meta else None) if name]
+    first = [name for name in declared if name.startswith(_BELIEVED)]
+    if meta and meta[1].lower().startswith(b"utf-16"):
+        first = [name for name in first if not name.startswith("utf-16")]  # if it were, the tag could not be read as ASCII
+    for name in [*first, "utf-8", *declared]:
+        try:
+            return body.decode(_html5_name(name))
+        except (UnicodeError, LookupError, ValueError):
+            continue
+    return body.decode("cp1252", "replace")
+
+
+def _html5_name(name: str) -> str:
+    """Browsers read Latin-1 as Windows-1252, GB2312 as GB18030 and so on; this does as they do (WHATWG encoding labels)."""
+    from resiliparse.parse.encoding import map_encoding_to_html5
+
+    return str(map_encoding_to_html5(name, fallback_utf8=False) or name)
+
+
+def _undo(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Undo one content or transfer encoding, giving at most `max_bytes + 1` bytes; a body that is not so encoded stays."""
+    if encoding == "chunked":
+        return dechunk(body)
+    try:
+        if encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b":
+            return zlib.decompressobj(31).decompress(body, max_bytes + 1)
+        if encoding == "deflate":
+            wrapped = body[:1] == b"\x78"
+            return zlib.decompressobj(15 if wrapped else -15).decompress(body, max_bytes + 1)
+        if encoding in ("br", "zstd"):
+            from fastwarc.stream_io import BrotliReader, ZstdReader
+
+            reader = (BrotliReader if encoding == "br" else ZstdReader)(io.BytesIO(body))
+            return bytes(reader.read(max_bytes + 1)) or body
+    except (zlib.error, OSError, ValueError):
+        return body  # crawlers often store the decoded body under the header of the encoded one
+    return body
+
+
+def dechunk(body: bytes) -> bytes:
+    """Undo HTTP chunking. A body that does not begin with a chunk is given back; a broken one gives what came before."""
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body):
+        end = body.find(b"\r\n", at, at + 40)
+        if end < 0:
+            break
+        try:
+            size = int(body[at:end].split(b";")[0].strip(), 16)
+        except ValueError:
+            break
+        if size <= 0:
+            return b"".join(parts)
+        parts.append(body[end + 2 : end + 2 + size])
+        at = end + 2 + size + 2
+    return b"".join(parts) if parts else body

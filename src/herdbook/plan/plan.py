@@ -1,0 +1,203 @@
+"""The plan of a training run: parameters, FLOPs, time, memory, and how it stands to what the scaling laws advise.
+
+Everything is a formula of the model's shape and the number of tokens; nothing is run here. N parameters, D tokens, C FLOPs.
+
+- FLOPs: `ModelConfig.flops_per_token`, 6·N + 12·L·H·E·T/2 (PaLM, Chowdhery et al. 2022, appendix B, with causal attention).
+- Chinchilla multiple: D / (20·N). Hoffmann et al. 2022 (arXiv:2203.15556), Table 3, comes to about 20 tokens a parameter; below
+  1 the model is larger than these tokens deserve, above 1 it is smaller and cheaper to use, as the LLaMA models are.
+- Compute-optimal size: approach 3 of the same paper, section 3.3: the loss E + A/N^α + B/D^β under C = 6·N·D is least at
+  N = G·(C/6)^(β/(α+β)), D = C/(6·N), with G = (α·A/(β·B))^(1/(α+β)). Two sets of coefficients: the published ones, and the
+  corrected fit of Besiroglu et al. 2024 (arXiv:2404.10102), which agrees with the paper's other two approaches and with the
+  20 tokens; the corrected one is the default. Both were fitted on 70M to 16B parameters: below that they extrapolate.
+- Memory: weights, gradients and AdamW's two moments in float32, 16 bytes a parameter (Rajbhandari et al. 2020, ZeRO, section
+  3.1), and the activations kept for the backward pass, counted tensor by tensor (`activation_bytes`, after Korthikanti et al.
+  2022, section 4, for a fused attention that keeps no scores).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from herdbook.console import Terminal
+from herdbook.model.config import ModelConfig
+from herdbook.units import human_bytes, human_count, human_seconds
+
+TOKENS_PER_PARAMETER = 20
+STATE_BYTES = {"weights": 4, "gradients": 4, "optimizer": 8}  # float32; AdamW keeps two moments
+MANY_EPOCHS = 4  # Muennighoff et al. 2023 (arXiv:2305.16264): up to about four passes are nearly as good as new data
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """Loss = E + A/N^alpha + B/D^beta, in nats a token of the tokenizer it was fitted on."""
+
+    name: str
+    source: str
+    e: float
+    a: float
+    b: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        """The loss expected of N parameters after D tokens."""
+        return float(self.e + self.a / parameters**self.alpha + self.b / tokens**self.beta)
+
+    def optimum(self, flops: float) -> tuple[float, float]:
+        """(parameters, tokens) with the least loss for `flops` = 6·N·D."""
+        g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
+        parameters = g * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        return parameters, flops / 6 / parameters
+
+
+# The published coefficients with the digits of the paper's TeX source: rounded as printed they give another exponent.
+HOFFMANN_2022 = ScalingLaw("Hoffmann et al. 2022", "arXiv:2203.15556, approach 3", 1.6934, 406.4, 410.7, 0.3392, 0.2849)
+BESIROGLU_2024 = ScalingLaw("Besiroglu et al. 2024", "arXiv:2404.10102", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. All fields are plain numbers, so that `as_dict` is plan.json.
+
+    Attributes:
+        chinchilla_multiple: tokens / (20 · parameters).
+        optimal_parameters, optimal_tokens: the compute-optimal split of the same FLOPs.
+        epochs: how often each source is gone through.
+        estimated_s: flops / flops_per_s; None when no speed is known.
+        flops_per_s: the speed the estimate assumes: what training reaches, not the peak.
+        memory_bytes: the sum of `memory`: weights, gradients, optimizer, activations.
+    """
+
+    parameters: int
+    parameters_non_embedding: int
+    tokens: int
+    steps: int
+    tokens_per_step: int
+    context: int
+    flops_per_token: float
+    flops: float
+    chinchilla_multiple: float
+    optimal_parameters: int
+    optimal_tokens: int
+    epochs: dict[str, float]
+    flops_per_s: float | None
+    estimated_s: float | None
+    memory_bytes: int
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The plan for people: what, how much, and how to read it."""
+        share = self.parameters_non_embedding / self.parameters
+        optimum = f"{human_count(self.optimal_parameters)} parameters, {human_count(self.optimal_tokens)} tokens"
+        parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in self.memory.items())
+        rows = [
+            ("parameters", human_count(self.parameters), f"{share:.0%} in the blocks, the rest in embedding and head"),
+            ("tokens", human_count(self.tokens), _pace(self.chinchilla_multiple)),
+            ("steps", f"{self.steps:,}", f"of {self.tokens_per_step:,} tokens, in sequences of {self.context:,}"),
+            ("FLOPs", f"{self.flops:.2e}", f"{self.flops_per_token:.2e} a token; compute-optimal: {optimum}"),
+            ("memory", human_bytes(self.memory_bytes), parts),
+        ]
+        if self.estimated_s is not None and self.flops_per_s is not None:
+            rows.append(("time", human_seconds(self.estimated_s), f"at {_speed(self.flops_per_s)}"))
+        rows += [(f"epochs of {name}", f"{times:.2f}", _repeats(times)) for name, times in self.epochs.items()]
+        return rows
+
+    def show(self, terminal: Terminal, *, title: str = "Plan") -> None:
+        """Print the plan, and warn of sources that are repeated so often that it stops paying."""
+        terminal.step(title)
+        terminal.table(["what", "how much", "that is"], self.rows())
+        for name, times in self.epochs.items():
+            if times > MANY_EPOCHS:
+                terminal.warn(f"{name} is gone through {times:.3g} times; beyond about {MANY_EPOCHS} repeats teach little")
+
+
+def plan_training(
+    model: ModelConfig,
+    *,
+    tokens: int,
+    tokens_per_step: int,
+    context: int,
+    flops_per_s: float | None,
+    epochs: Mapping[str, float] | None = None,
+    micro_batch_tokens: int | None = None,
+    activation_bytes_per_value: int = 2,
+    law: ScalingLaw = BESIROGLU_2024,
+) -> Plan:
+    """What training `model` on `tokens` tokens will take.
+
+    Args:
+        model: with a known vocabulary (`resolved`).
+        tokens: to be trained on, repeats included; rounded up to whole steps.
+        flops_per_s: the speed training reaches (a measured peak times the share of it that is expected), or None.
+        epochs: how often each source is gone through, as `Mixture.epochs` says.
+        micro_batch_tokens: tokens of one forward pass; default: a whole step.
+        activation_bytes_per_value: 2 for bf16, 4 for float32.
+        law: for the compute-optimal size.
+
+    Raises UserError when the vocabulary of `model` is not known.
+    """
+    assert tokens > 0
+    assert tokens_per_step > 0
+    steps = -(-tokens // tokens_per_step)
+    trained = steps * tokens_per_step
+    parameters = model.parameters()
+    flops_per_token = model.flops_per_token(context)
+    flops = flops_per_token * trained
+    optimal_parameters, optimal_tokens = law.optimum(flops)
+    memory = {name: size * parameters for name, size in STATE_BYTES.items()}
+    memory["activations"] = activation_bytes(model, micro_batch_tokens or tokens_per_step, activation_bytes_per_value)
+    return Plan(
+        parameters=parameters,
+        parameters_non_embedding=model.parameters_non_embedding(),
+        tokens=trained,
+        steps=steps,
+        tokens_per_step=tokens_per_step,
+        context=context,
+        flops_per_token=flops_per_token,
+        flops=flops,
+        chinchilla_multiple=trained / (TOKENS_PER_PARAMETER * parameters),
+        optimal_parameters=round(optimal_parameters),
+        optimal_tokens=round(optimal_tokens),
+        epochs=dict(epochs or {}),
+        flops_per_s=flops_per_s,
+        estimated_s=flops / flops_per_s if flops_per_s else None,
+        memory_bytes=sum(memory.values()),
+        memory=memory,
+    )
+
+
+def activation_bytes(model: ModelConfig, tokens: int, bytes_per_value: int = 2) -> int:
+    """Bytes that the forward pass over `tokens` tokens keeps for the backward pass, without recomputation.
+
+    A block keeps, a token: the inputs of its two norms and of the matrices behind them (4·D), queries, keys and values
+    ((H + 2·K)·E), the output of attention (H·E), and in the feed-forward part what goes into and comes out of the activation
+    (3·F with a gate, else 2·F). After the blocks: the last norm (2·D), and logits in float32 with their gradient (8·V).
+    """
+    gated = 3 if model.activation == "swiglu" else 2
+    heads = (2 * model.n_heads + 2 * model.kv_heads) * model.head_width
+    block = 4 * model.d_model + heads + gated * model.ff_width
+    return tokens * (bytes_per_value * (model.n_layers * block + 2 * model.d_model) + 8 * model.vocabulary)
+
+
+def _pace(multiple: float) -> str:
+    per_parameter = multiple * TOKENS_PER_PARAMETER
+    return f"{per_parameter:.3g} a parameter, {multiple:.2g} times what Chinchilla advises"
+
+
+def _speed(flops_per_s: float) -> str:
+    scale, prefix = next((pair for pair in ((1e15, "P"), (1e12, "T")) if flops_per_s >= pair[0]), (1e9, "G"))
+    return f"{flops_per_s / scale:.3g} {prefix}FLOP/s"
+
+
+def _repeats(times: float) -> str:
+    if times <= 1:
+        return "no text is seen twice"
+    if times <= MANY_EPOCHS:
+        return f"up to about {MANY_EPOCHS} they are nearly as good as new text"
+    return "more repeats than pay; more text would help"

@@ -1,0 +1,262 @@
+"""Documents to token shards: each document is the separator and its tokens, source by source, in the order of the corpus.
+
+A task is one row group of one parquet file. Worker processes read and encode tasks by themselves, the parent only appends
+what comes back in the order of the tasks; so the shards are the same bytes for any number of workers, and only a few row
+groups are in memory. Processes, not the library's threads: with an encoder of its own a process shares nothing, and turning
+ids into arrays is spread over the cores as well. `index.json` is written last: it says what is in the shards, and which
+tokenizer made them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herdbook import pedigree
+from herdbook.console import Terminal
+from herdbook.documents import document_files
+from herdbook.errors import UserError
+from herdbook.files import remove_partials, require_space, sha256_file, write_json
+from herdbook.tokens.config import TokensConfig
+from herdbook.tokens.sample import check_sources
+from herdbook.tokens.shards import DOCS_SUFFIX, INDEX, VERSION, Piece, SourceWriter
+from herdbook.tokens.tokenizer import TOKENIZER, load_encoder, separator_id
+from herdbook.units import human_bytes, human_count
+
+BATCH_ROWS = 256
+BYTES_PER_WORKER = 4_000_000  # a process takes about a second to start; less text than this is encoded sooner than that
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row group of one parquet file."""
+
+    path: Path
+    row_group: int
+    bytes: int
+
+
+def build_tokens(
+    cfg: TokensConfig, corpus: Path, tokenizer: Path, out: Path, terminal: Terminal, *, workers: int | None = None
+) -> None:
+    """Encode the training documents of a corpus into memory-mapped shards in `out`.
+
+    Args:
+        workers: how many processes encode (default: the cores this process may use); the shards are the same for any number.
+
+    Raises UserError when the corpus lacks a source that is named, a file is broken, or `cfg.dtype` is too small.
+    """
+    with pedigree.record(out, "tokens", cfg.model_dump(mode="json")) as rec:
+        rec.add_input(corpus, "corpus")
+        rec.add_input(tokenizer, "tokenizer")
+        _clear(out)
+        vocab_size = 1 + max(load_encoder(tokenizer).get_vocab(with_added_tokens=True).values())
+        encode = Encode(tokenizer, separator_id(tokenizer), _dtype(cfg, vocab_size), _chosen(cfg, corpus, terminal))
+        tasks = _tasks(corpus)
+        total = sum(task.bytes for task in tasks)
+        require_space(out, int(total * np.dtype(encode.dtype).itemsize / 2.5), purpose="the token shards")
+        with ExitStack() as stack:
+            writers: dict[str, SourceWriter] = {}
+            progress = stack.enter_context(terminal.progress("encoding documents", total))
+            for task, pieces in zip(tasks, _encode_all(encode, tasks, workers), strict=True):
+                for piece in pieces:
+                    if piece.source not in writers:
+                        writer = SourceWriter(out, piece.source, encode.dtype, cfg.shard_tokens)
+                        writers[piece.source] = stack.enter_context(writer)
+                    writers[piece.source].add(piece)
+                progress.advance(task.bytes)
+        sources = {name: writers[name].as_dict((cfg.sources or {}).get(name)) for name in sorted(writers)}
+        index = {"version": VERSION, "dtype": encode.dtype, "vocab_size": vocab_size, "separator_id": encode.separator,
+                 "tokenizer_sha256": sha256_file(tokenizer / TOKENIZER), "sources": sources}  # fmt: skip
+        write_json(out / INDEX, index)
+        for row in sources.values():
+            rec.add_license(row["license"])
+        if pedigree.exists(tokenizer):
+            rec.inherit_licenses(tokenizer)
+        for key in ("tokens", "documents", "bytes"):
+            rec.counts[key] = sum(row[key] for row in sources.values())
+        _show(sources, terminal)
+
+
+def _clear(out: Path) -> None:
+    """Take away what an earlier run left, the index first, so that no shard is ever read under an index that is not its own."""
+    remove_partials(out)
+    (out / INDEX).unlink(missing_ok=True)
+    for docs in out.glob(f"*-[0-9][0-9][0-9][0-9][0-9]{DOCS_SUFFIX}"):
+        docs.with_name(docs.name.removesuffix(DOCS_SUFFIX) + ".bin").unlink(missing_ok=True)
+        docs.unlink()
+
+
+def _dtype(cfg: TokensConfig, vocab_size: int) -> str:
+    if cfg.dtype == "uint16" and vocab_size > 2**16:
+        raise UserError(f"uint16 holds ids up to 65,535 and this tokenizer has {vocab_size:,}", where="tokens.dtype",
+                        todo="set tokens.dtype=auto")  # fmt: skip
+    return ("uint16" if vocab_size <= 2**16 else "uint32") if cfg.dtype == "auto" else cfg.dtype
+
+
+def _chosen(cfg: TokensConfig, corpus: Path, terminal: Terminal) -> frozenset[str]:
+    """The sources that are encoded."""
+    present: Counter[str] = Counter()
+    for path in document_files(corpus):
+        with _open(path) as file:
+            present.update(file.read(columns=["source"]).column("source").to_pylist())
+    if not present:
+        raise UserError("the corpus holds no documents", where=corpus)
+    check_sources(cfg.sources, present, key="tokens.sources")
+    left_out = sorted(set(present) - set(cfg.sources or present))
+    if left_out:
+        terminal.say(f"left out, as tokens.sources does not name them: {', '.join(left_out)}")
+    return frozenset(cfg.sources or present)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise UserError(f"this is not a whole parquet file ({error})", where=path, todo="write it again") from error
+    missing = [name for name in ("id", "text", "url", "source", "license") if name not in file.schema_arrow.names]
+    if missing:
+        file.close()
+        raise UserError(
+            f"the column {missing[0]!r} is missing", where=path, todo="`herdbook curate` writes all that are needed"
+        )
+    return file
+
+
+def _tasks(corpus: Path) -> list[Task]:
+    tasks = []
+    for path in document_files(corpus):
+        with _open(path) as file:
+            column = file.metadata.schema.names.index("text")
+            for group in range(file.metadata.num_row_groups):
+                size = file.metadata.row_group(group).column(column).total_uncompressed_size
+                tasks.append(Task(path, group, int(size)))
+    return tasks
+
+
+class Encode:
+    """Encodes one task. A small description of the work; the tokenizer itself is loaded where it is used."""
+
+    def __init__(self, tokenizer: Path, separator: int, dtype: str, sources: frozenset[str]) -> None:
+        self.tokenizer, self.separator, self.dtype, self.sources = tokenizer, separator, dtype, sources
+        self._encoder: Any = None
+
+    def __call__(self, task: Task) -> list[Piece]:
+        """The documents of a task by source, in order of first appearance. Raises UserError when the file is broken."""
+        if self._encoder is None:
+            self._encoder = load_encoder(self.tokenizer)
+        pieces: dict[str, Piece] = {}
+        parts: dict[str, list[npt.NDArray[Any]]] = {}
+        columns = ["id", "text", "url", "source", "license"]
+        try:
+            with _open(task.path) as file:
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[task.row_group], columns=columns):
+                    rows = [row for row in batch.to_pylist() if row["source"] in self.sources]
+                    self._encode(task, rows, pieces, parts)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"this is not a whole parquet file ({error})", where=task.path, todo="write it again") from error
+        for name, piece in pieces.items():
+            piece.tokens = np.concatenate(parts[name])
+        return list(pieces.values())
+
+    def _encode(
+        self, task: Task, rows: list[dict[str, Any]], pieces: dict[str, Piece], parts: dict[str, list[npt.NDArray[Any]]]
+    ) -> None:
+        by_source: dict[str, list[int]] = {}
+        encoded = self._encoder.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
+        for row, found in zip(rows, encoded, strict=True):
+            ids, name = found.ids, row["source"]
+            piece = pieces.setdefault(name, Piece(name, np.empty(0)))
+            piece.lengths.append(len(ids) + 1)
+            piece.ids.append(row["id"])
+            piece.urls.append(row["url"])
+            piece.licenses.add(row["license"])
+            piece.bytes += len(row["text"].encode())
+            flat = by_source.setdefault(name, [])
+            flat.append(self.separator)
+            flat.extend(ids)
+        for name, flat in by_source.items():
+            tokens = np.array(flat, dtype=self.dtype)
+            documents = sum(row["source"] == name for row in rows)
+            if int(np.count_nonzero(tokens == self.separator)) != documents:
+                raise UserError(
+                    f"this tokenizer turns some text into its own separator (id {self.separator})", where=self.tokenizer,
+                    todo="mark that token as special in tokenizer.json",
+                )  # fmt: skip
+            parts.setdefault(name, []).append(tokens)
+
+
+_encode_here: Encode
+
+
+def _start_worker(encode: Encode) -> None:
+    global _encode_here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _encode_here = encode
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent is gone, however it went: waiting for work it would stay for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_task(task: Task) -> list[Piece]:
+    return _encode_here(task)
+
+
+def _encode_all(encode: Encode, tasks: list[Task], workers: int | None) -> Iterator[list[Piece]]:
+    """The encoded tasks in their order, with a few in flight."""
+    useful = 1 + sum(task.bytes for task in tasks) // BYTES_PER_WORKER
+    count = min(workers or pedigree.cores(), len(tasks), useful)
+    if count <= 1:
+        yield from map(encode, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(encode,))
+    try:
+        waiting: deque[Future[list[Piece]]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(_run_task, task))
+            if len(waiting) >= 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was ended from outside, most likely for lack of memory",
+                        todo="run again with fewer workers") from error  # fmt: skip
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _show(sources: dict[str, Any], terminal: Terminal) -> None:
+    total = sum(row["tokens"] for row in sources.values())
+    given = sum(row["weight"] or 0.0 for row in sources.values())
+    rows = [
+        (
+            name, f"{row['documents']:,}", human_bytes(row["bytes"]), human_count(row["tokens"]),
+            f"{row['bytes'] / row['tokens']:.2f}",
+            f"{row['weight'] / given if row['weight'] else row['tokens'] / total:.1%}", row["license"],
+        )
+        for name, row in sources.items()
+    ]  # fmt: skip
+    terminal.table(["source", "documents", "text", "tokens", "bytes per token", "share of training", "licence"], rows)

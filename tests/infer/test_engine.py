@@ -1,0 +1,241 @@
+"""The engine against a plain loop that recomputes everything, whatever runs beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herdbook.errors import UserError
+from herdbook.infer import engine as engine_module
+from herdbook.infer.engine import Engine
+from herdbook.infer.sampling import Sampling
+from herdbook.model.decoder import Decoder
+
+from .conftest import CONTEXT, KINDS, byte_tokenizer, make_decoder
+
+MODELS = {kind: make_decoder(kind) for kind in KINDS}
+TOKENIZER = byte_tokenizer()
+prompts = st.lists(st.lists(st.integers(0, 319), min_size=1, max_size=CONTEXT), min_size=1, max_size=7)
+
+
+def recompute(model: Decoder, prompt: list[int], count: int) -> list[int]:
+    """Greedy decoding without a cache."""
+    ids = list(prompt)
+    with torch.inference_mode():
+        while len(ids) - len(prompt) < count and len(ids) <= CONTEXT:
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    batch=prompts,
+    counts=st.lists(st.integers(0, 12), min_size=7, max_size=7),
+    rows=st.integers(1, 8),
+)
+def test_greedy_tokens_equal_recomputing(kind: str, batch: list[list[int]], counts: list[int], rows: int) -> None:
+    model = MODELS[kind]
+    wanted = [Sampling(temperature=0, max_tokens=count) for count, _ in zip(counts, batch, strict=False)]
+    done = Engine(model, batch_rows=rows).generate(batch, wanted)
+    assert [completion.ids for completion in done] == [recompute(model, *pair) for pair in zip(batch, counts, strict=False)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(kind=st.sampled_from(sorted(KINDS)), batch=prompts, seed=st.integers(0, 1000), rows=st.integers(1, 8))
+def test_sampled_text_depends_on_its_own_seed_only(kind: str, batch: list[list[int]], seed: int, rows: int) -> None:
+    engine = Engine(MODELS[kind], TOKENIZER, batch_rows=rows)
+    wanted = [Sampling(seed=seed + i, max_tokens=8, top_p=0.9) for i in range(len(batch))]
+    together = engine.generate(batch, wanted)
+    assert together == [engine.generate([prompt], sampling)[0] for prompt, sampling in zip(batch, wanted, strict=True)]
+    assert together == engine.generate(batch, wanted)
+
+
+def test_vocabulary_beyond_the_tokenizer_is_never_drawn() -> None:
+    drawn = Engine(MODELS["mha"], TOKENIZER).generate(
+        [[5]] * 20, [Sampling(seed=i, temperature=5, max_tokens=30) for i in range(20)]
+    )
+    assert TOKENIZER.vocab_size < 320
+    assert max(max(completion.ids, default=0) for completion in drawn) < TOKENIZER.vocab_size
+
+
+@pytest.mark.parametrize("stop", [(), ("e",), ("ab", "\ufffd\ufffd"), ("\n",)])
+def test_streamed_pieces_join_to_the_whole_text(stop: tuple[str, ...]) -> None:
+    engine = Engine(MODELS["gqa"], TOKENIZER)
+    for seed in range(10):
+        sampling = Sampling(seed=seed, temperature=2.0, max_tokens=30, stop=stop)
+        assert "".join(engine.stream("hé", sampling)) == engine.generate(["hé"], sampling)[0].text
+
+
+def test_text_without_stops_is_the_decoding_of_the_ids() -> None:
+    for seed in range(10):
+        done = Engine(MODELS["mqa"], TOKENIZER).generate(["x"], Sampling(seed=seed, temperature=3.0, max_tokens=30))[0]
+        assert done.text == TOKENIZER.decode(done.ids)
+
+
+class Script(Decoder):
+    """A decoder that writes given bytes, one a step."""
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__(MODELS["mha"].cfg)
+        letters = {byte: TOKENIZER.encode(bytes([byte]).decode("latin-1")) for byte in text if byte < 128}
+        self.script = [letters[byte][-1] if byte < 128 else _byte_id(byte) for byte in text] + [0]
+        self.step = 0
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*x.shape[:-1], self.cfg.vocabulary)
+        logits[..., self.script[min(self.step, len(self.script) - 1)]] = 9.0
+        self.step += 1
+        return logits
+
+
+def _byte_id(byte: int) -> int:
+    """The id of a byte that is no text by itself: found in the encoding of a character that contains it."""
+    for code in range(0x80, 0x3000):
+        data = chr(code).encode()
+        if byte in data:
+            return TOKENIZER.encode(chr(code))[data.index(byte)]
+    data = "😀".encode()
+    return TOKENIZER.encode("😀")[data.index(byte)]
+
+
+def test_pieces_are_whole_characters() -> None:
+    pieces = list(Engine(Script("naïve 😀 €".encode()), TOKENIZER).stream("x", Sampling(temperature=0)))
+    assert pieces == list("naïve 😀 €")
+
+
+@pytest.mark.parametrize(("stop", "text"), [("END", "one "), ("ne E", "o"), ("ï", "one END na"), ("nothing", "one END naïve")])
+def test_stop_strings_across_token_borders(stop: str, text: str) -> None:
+    done = Engine(Script("one END naïve".encode()), TOKENIZER).generate(["x"], Sampling(temperature=0, stop=(stop,)))[0]
+    assert done.text == text
+    assert done.finish_reason == "stop"
+
+
+def test_end_token_stops_unless_told_otherwise() -> None:
+    sampling = Sampling(temperature=0, max_tokens=10)
+    done = Engine(Script(b"abc"), TOKENIZER).generate(["x"], sampling)[0]
+    assert (done.text, done.finish_reason, len(done.ids)) == ("abc", "stop", 3)
+    more = Engine(Script(b"abc"), TOKENIZER).generate(["x"], sampling.model_copy(update={"ignore_end": True}))[0]
+    assert (more.finish_reason, len(more.ids)) == ("length", 10)
+
+
+def test_a_full_context_ends_the_text() -> None:
+    engine = Engine(MODELS["learned"])
+    done = engine.generate([[1] * CONTEXT, [1] * (CONTEXT - 3)], Sampling(temperature=0, max_tokens=100))
+    assert [len(completion.ids) for completion in done] == [1, 4]
+    assert {completion.finish_reason for completion in done} == {"length"}
+
+
+def test_prompts_longer_than_the_context() -> None:
+    engine = Engine(MODELS["mha"], TOKENIZER)
+    with pytest.raises(UserError, match=f"41 tokens and the model reads at most {CONTEXT}"):
+        engine.generate([[7] * (CONTEXT + 1)])
+    with pytest.raises(UserError, match="reads at most"):
+        engine.stream("x" * 100)
+    cut = engine.generate([[9] * 50 + list(range(10, 40))], Sampling(temperature=0, max_tokens=10, truncate_prompt=True))[0]
+    assert cut == engine.generate([list(range(10, 40))], Sampling(temperature=0, max_tokens=10))[0]
+
+
+def test_wrong_input_is_said() -> None:
+    bare = Engine(MODELS["mha"])
+    for prompt in ["text", []]:
+        with pytest.raises(UserError):
+            bare.generate([prompt])
+    with pytest.raises(UserError, match="999 is no token id"):
+        bare.generate([[999]])
+    with pytest.raises(UserError, match="no tokenizer"):
+        bare.generate([[1]], Sampling(stop=("x",)))
+    assert Engine(MODELS["mha"], TOKENIZER).generate([""], Sampling(max_tokens=0))[0].prompt_tokens == 1
+    with pytest.raises(UserError, match="belong together"):
+        Engine(make_decoder("mha", vocab_size=64), TOKENIZER)
+    assert bare.generate([]) == []
+
+
+def test_logprobs_are_the_models_own() -> None:
+    model = MODELS["gqa"]
+    done = Engine(model).generate([[3, 4], [5]], Sampling(temperature=0.7, top_k=3, logprobs=True, max_tokens=5))
+    for prompt, completion in zip(([3, 4], [5]), done, strict=True):
+        assert completion.logprobs is not None
+        score, _ = Engine(model).loglikelihoods([(prompt, completion.ids)])[0]
+        assert sum(completion.logprobs) == pytest.approx(score, abs=1e-4)
+
+
+def plain_score(model: Decoder, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """Log-likelihood by one full pass, alone."""
+    ids = (context + continuation)[-CONTEXT - 1 :]
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[len(ids) - 1 - len(continuation) :]
+    targets = torch.tensor(continuation)
+    return float(logprobs.gather(1, targets[:, None]).sum()), bool((logprobs.argmax(-1) == targets).all())
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    kind=st.sampled_from(sorted(KINDS)), data=st.data(), rows=st.integers(1, 9),
+    contexts=st.lists(st.lists(st.integers(0, 319), min_size=1, max_size=50), min_size=1, max_size=4),
+)  # fmt: skip
+def test_loglikelihoods_are_those_of_each_request_alone(
+    kind: str, data: st.DataObject, rows: int, contexts: list[list[int]]
+) -> None:
+    continuations = st.lists(st.integers(0, 319), min_size=1, max_size=CONTEXT)
+    requests = data.draw(st.lists(st.tuples(st.sampled_from(contexts), continuations), min_size=1, max_size=8))
+    model = MODELS[kind]
+    greedy = Engine(model).generate([contexts[0][-5:]], Sampling(temperature=0, max_tokens=4))[0].ids
+    requests.append((contexts[0][-5:], greedy))
+    found = Engine(model, batch_rows=rows).loglikelihoods(requests)
+    for (score, is_greedy), request in zip(found, requests, strict=True):
+        wanted = plain_score(model, *request)
+        assert score == pytest.approx(wanted[0], abs=1e-3, rel=1e-5)
+        assert is_greedy == wanted[1]
+    assert found[-1][1]
+
+
+def test_scoring_edges() -> None:
+    engine = Engine(MODELS["mha"], TOKENIZER)
+    assert engine.loglikelihoods([]) == []
+    assert engine.loglikelihoods([([1, 2], [])]) == [(0.0, True)]
+    assert engine.loglikelihoods([([1, 2], []), ([1, 2], [3])])[0] == (0.0, True)
+    assert engine.loglikelihoods([([], [3])]) == engine.loglikelihoods([([0], [3])])
+    with pytest.raises(UserError, match="does not fit"):
+        engine.loglikelihoods([([1], [2] * (CONTEXT + 1))])
+
+
+@pytest.mark.parametrize("length", [0, 1, CONTEXT, CONTEXT + 1, 3 * CONTEXT + 7])
+@pytest.mark.parametrize("overlap", [1, CONTEXT // 2])
+def test_rolling_loglikelihood_scores_each_token_once(length: int, overlap: int) -> None:
+    model = MODELS["learned"]
+    tokens = torch.randint(4, 260, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    sequence, total = [0, *tokens], 0.0
+    start, first = 0, 1
+    while first < len(sequence):
+        end = min(len(sequence), start + CONTEXT + 1)
+        assert first - start >= min(overlap, first)
+        total += plain_score(model, sequence[start:first], sequence[first:end])[0]
+        start, first = end - overlap, end
+    assert Engine(model, TOKENIZER).rolling_loglikelihood(tokens, overlap=overlap) == pytest.approx(total, abs=1e-3)
+
+
+def test_contexts_that_are_shared_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = make_decoder("gqa"), []
+    hidden = Decoder.hidden
+    monkeypatch.setattr(
+        Decoder, "hidden", lambda self, tokens, **more: seen.append(tokens.numel()) or hidden(self, tokens, **more)
+    )
+    Engine(model).loglikelihoods([([*range(30)], [i, i + 1]) for i in range(16)])
+    assert sum(seen) == 30 + 16
+
+
+def test_training_mode_is_put_back() -> None:
+    model = make_decoder("mha", dropout=0.5).train()
+    one, two = (Engine(model).generate([[1, 2]], Sampling(temperature=0, max_tokens=5))[0].ids for _ in range(2))
+    assert one == two
+    assert model.training
+    assert all(weight.grad is None and not weight.is_inference() for weight in model.parameters())
+
+
+def test_batches_respect_rows_and_tokens() -> None:
+    sizes = [5000, 3000, 3000, 10, 10, 10]
+    parts = list(engine_module._batches(list(range(6)), sizes, 2))
+    assert parts == [[0], [1, 2], [3, 4], [5]]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from herdbook import pedigree
+from herdbook.console import Terminal
+from herdbook.documents import DocumentWriter, read_documents
+from herdbook.errors import UserError
+from herdbook.files import sha256_file
+from herdbook.tokens import build
+from herdbook.tokens.build import build_tokens
+from herdbook.tokens.config import TokensConfig
+from herdbook.tokens.loader import TokenSource
+from herdbook.tokens.tokenizer import load_encoder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "pedigree.json"}
+
+
+def write_corpus(folder: Path, rows: list[tuple[str, str]]) -> Path:
+    with DocumentWriter(folder, "documents") as writer:
+        for number, (source, text) in enumerate(rows):
+            writer.write({"id": str(number), "text": text, "source": source, "license": "MIT"})
+    return folder
+
+
+def test_shards_hold_the_documents_in_order(corpus: Path, tokenizer: Path, tokens: Path) -> None:
+    encoder = load_encoder(tokenizer)
+    index = json.loads((tokens / "index.json").read_text())
+    for name, row in index["sources"].items():
+        documents = [document for document in read_documents(corpus) if document["source"] == name]
+        expected = [token for document in documents for token in [0, *encoder.encode(document["text"]).ids]]
+        ring = TokenSource(tokens, name, row, index["dtype"])
+        assert ring.read(0, ring.tokens).tolist() == expected
+        assert row["documents"] == len(documents)
+        assert row["bytes"] == sum(len(document["text"].encode()) for document in documents)
+
+
+def test_index_and_lists_of_documents(corpus: Path, tokenizer: Path, tokens: Path) -> None:
+    index = json.loads((tokens / "index.json").read_text())
+    assert (index["version"], index["dtype"], index["vocab_size"], index["separator_id"]) == (1, "uint16", 600, 0)
+    assert index["tokenizer_sha256"] == sha256_file(tokenizer / "tokenizer.json")
+    assert {name: row["license"] for name, row in index["sources"].items()} == {
+        "code": "Apache-2.0", "stdlib": "PSF-2.0", "tales": "CC0-1.0"}  # fmt: skip
+    assert len(index["sources"]["stdlib"]["shards"]) > 2
+    urls = {document["id"]: document["url"] for document in read_documents(corpus)}
+    for row in index["sources"].values():
+        for shard in row["shards"]:
+            raw = np.fromfile(tokens / shard["file"], dtype="<u2")
+            listing = pq.read_table(tokens / shard["file"].replace(".bin", ".docs.parquet")).to_pylist()
+            assert sha256_file(tokens / shard["file"]) == shard["sha256"]
+            assert [document["offset"] for document in listing] == np.flatnonzero(raw == 0).tolist()
+            assert sum(document["tokens"] for document in listing) == len(raw) == shard["tokens"]
+            assert len(listing) == shard["documents"]
+            assert all(document["url"] == urls.pop(document["id"]) for document in listing)
+    assert not urls
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bytes(
+    corpus: Path,
+    tokenizer: Path,
+    tokens: Path,
+    tmp_path: Path,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    monkeypatch.setattr(build, "BYTES_PER_WORKER", 1)  # so that even this little text is shared out
+    build_tokens(TokensConfig(shard_tokens=5000), corpus, tokenizer, tmp_path, terminal, workers=workers)
+    assert contents(tmp_path) == contents(tokens)
+
+
+def test_shard_size_changes_only_the_cuts(
+    corpus: Path, tokenizer: Path, tokens: Path, tmp_path: Path, terminal: Terminal
+) -> None:
+    build_tokens(TokensConfig(shard_tokens=1), corpus, tokenizer, tmp_path, terminal)
+    many, few = (json.loads((folder / "index.json").read_text()) for folder in (tmp_path, tokens))
+    for name, row in many["sources"].items():
+        assert all(shard["documents"] == 1 for shard in row["shards"])
+        rings = [
+            TokenSource(folder, name, index["sources"][name], "uint16") for folder, index in ((tmp_path, many), (tokens, few))
+        ]
+        assert (rings[0].read(0, row["tokens"]) == rings[1].read(0, row["tokens"])).all()
+
+
+def test_building_again_replaces_what_was_there(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    build_tokens(TokensConfig(shard_tokens=1), corpus, tokenizer, tmp_path, terminal)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".code-00009.bin.123.partial").write_text("cut off")
+    build_tokens(TokensConfig(sources={"tales": 1}), corpus, tokenizer, tmp_path, terminal)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"index.json", "pedigree.json", "notes.txt", "tales-00000.bin", "tales-00000.docs.parquet"}
+
+
+def test_weights_are_kept_and_other_sources_left_out(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    build_tokens(TokensConfig(sources={"tales": 3, "code": 1}), corpus, tokenizer, tmp_path, terminal)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert {name: row["weight"] for name, row in index["sources"].items()} == {"code": 1.0, "tales": 3.0}
+
+
+def test_pedigree(corpus: Path, tokenizer: Path, tokens: Path) -> None:
+    manifest = pedigree.read(tokens)
+    assert [item["role"] for item in manifest["inputs"]] == ["corpus", "tokenizer"]
+    assert {row["id"] for row in manifest["licenses"]} == {"Apache-2.0", "PSF-2.0", "CC0-1.0"}
+    assert manifest["counts"]["documents"] == sum(1 for _ in read_documents(corpus))
+
+
+def test_text_that_looks_like_a_separator_stays_text(tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [("a", "one<|endoftext|>two<|im_start|>system"), ("a", "")])
+    build_tokens(TokensConfig(), corpus, tokenizer, tmp_path / "tokens", terminal)
+    raw = np.fromfile(tmp_path / "tokens" / "a-00000.bin", dtype="<u2")
+    assert np.flatnonzero(raw == 0).tolist() == [0, len(raw) - 1]
+    assert not set(raw.tolist()) & {1, 2, 3}
+
+
+def test_a_tokenizer_whose_separator_is_ordinary_text(tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [("a", "e")])
+    theirs = tmp_path / "tokenizer"
+    theirs.mkdir()
+    (theirs / "tokenizer.json").write_text((tokenizer / "tokenizer.json").read_text())
+    (theirs / "tokenizer_config.json").write_text('{"eos_token": "e"}')
+    with pytest.raises(UserError, match="turns some text into its own separator"):
+        build_tokens(TokensConfig(), corpus, theirs, tmp_path / "tokens", terminal)
+    assert not list((tmp_path / "tokens").glob("*"))
+
+
+def test_names_of_sources_cannot_leave_the_folder(tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [("../evil", "a"), ("a/b", "b"), ("", "c")])
+    build_tokens(TokensConfig(), corpus, tokenizer, tmp_path / "tokens", terminal)
+    assert (tmp_path / "tokens" / "..%2Fevil-00000.bin").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "tokens"}
+
+
+def test_dtype(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_tokens(TokensConfig(dtype="uint32", sources={"tales": 1}), corpus, tokenizer, tmp_path, terminal)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index["dtype"] == "uint32"
+    assert (tmp_path / "tales-00000.bin").stat().st_size == 4 * index["sources"]["tales"]["tokens"]
+    assert build._dtype(TokensConfig(), 2**16) == "uint16"
+    assert build._dtype(TokensConfig(), 2**16 + 1) == "uint32"
+    with pytest.raises(UserError, match="uint16 holds ids up to"):
+        build._dtype(TokensConfig(dtype="uint16"), 2**16 + 1)
+
+
+def test_wrong_input(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    out = tmp_path / "tokens"
+    with pytest.raises(UserError, match=r"tokens\.sources: the source 'wiki'[\s\S]*code, stdlib, tales"):
+        build_tokens(TokensConfig(sources={"wiki": 1}), corpus, tokenizer, out, terminal)
+    with pytest.raises(UserError, match="no such file or folder"):
+        build_tokens(TokensConfig(), tmp_path / "nowhere", tokenizer, out, terminal)
+    with pytest.raises(UserError, match="holds no documents"):
+        build_tokens(TokensConfig(), write_corpus(tmp_path / "empty", []), tokenizer, out, terminal)
+    with pytest.raises(UserError, match="no tokenizer here"):
+        build_tokens(TokensConfig(), corpus, corpus, out, terminal)
+    (tmp_path / "cut").mkdir()
+    whole = next(corpus.glob("documents-*.parquet")).read_bytes()
+    (tmp_path / "cut" / "documents-00000.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole parquet file"):
+        build_tokens(TokensConfig(), tmp_path / "cut", tokenizer, out, terminal)
+    pq.write_table(pq.read_table(next(corpus.glob("documents-*.parquet"))).drop(["url"]), tmp_path / "narrow.parquet")
+    with pytest.raises(UserError, match="column 'url' is missing"):
+        build_tokens(TokensConfig(), tmp_path / "narrow.parquet", tokenizer, out, terminal)
+    assert not pedigree.exists(out)
+
+
+def test_an_error_in_a_worker_arrives_whole(
+    corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "BYTES_PER_WORKER", 1)
+    (tmp_path / "corpus").mkdir()
+    for number, path in enumerate(sorted(corpus.glob("documents-*.parquet"))):
+        raw = bytearray(path.read_bytes())
+        if number == 2:
+            raw[4:2000] = bytes(1996)  # pages are broken, the footer is whole
+        (tmp_path / "corpus" / path.name).write_bytes(raw)
+    monkeypatch.setattr(build, "_chosen", lambda *_: frozenset({"code", "stdlib", "tales"}))
+    with pytest.raises(UserError, match=r"documents-00002\.parquet: this is not a whole parquet file"):
+        build_tokens(TokensConfig(), tmp_path / "corpus", tokenizer, tmp_path / "tokens", terminal, workers=2)
+    assert not list((tmp_path / "tokens").iterdir())

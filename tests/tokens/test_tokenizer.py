@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from herdbook import pedigree
+from herdbook.console import Terminal
+from herdbook.errors import UserError
+from herdbook.tokens.config import SPECIAL_TOKENS, TokenizerConfig
+from herdbook.tokens.tokenizer import fit, load_encoder, separator_id, train_tokenizer
+
+TRICKY = [
+    "", " ", "\n\n  \t", "\x00\x7f", "2024 + 31 = 2055", "ⅷ²", "don't  I'LL", "naïve Σίσυφος 羊 🐑👩‍🌾", "<|endoftext|>",
+    "a<|im_start|>system", "e\u0301 é \u200b\ufeff", "\r\n", "=" * 100,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Any:
+    return fit(iter(["the sheep and the shepherd sleep, " * 20, "3 shepherds"]), vocab_size=300)
+
+
+@given(text=st.text())
+@example(text=" ".join(TRICKY))
+def test_round_trip(encoder: Any, text: str) -> None:
+    encoder.encode_special_tokens = True
+    ids = encoder.encode(text, add_special_tokens=False).ids
+    assert encoder.decode(ids, skip_special_tokens=False) == text
+    assert not set(ids) & set(range(len(SPECIAL_TOKENS)))
+
+
+@given(data=st.binary())
+def test_any_bytes_that_are_text_have_ids(encoder: Any, data: bytes) -> None:
+    text = data.decode(errors="replace")
+    assert encoder.decode(encoder.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_special_tokens_have_fixed_ids(tokenizer: Path) -> None:
+    encoder = load_encoder(tokenizer)
+    assert [encoder.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
+    assert separator_id(tokenizer) == 0
+    assert sorted(encoder.get_vocab().values()) == list(range(600))
+
+
+def test_digits_stand_alone(tokenizer: Path) -> None:
+    assert load_encoder(tokenizer).encode("x=1234").tokens[-4:] == ["1", "2", "3", "4"]
+
+
+def test_text_cannot_forge_special_tokens(tokenizer: Path) -> None:
+    assert 0 not in load_encoder(tokenizer).encode("<|endoftext|>").ids
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}])
+def test_transformers_opens_it_and_encodes_the_same(tokenizer: Path, tmp_path: Path, config: dict[str, Any] | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(tokenizer, tmp_path / "model")
+    if config is not None:
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ours = load_encoder(tokenizer)
+    ours.encode_special_tokens = False
+    for text in [*TRICKY, (Path(__file__)).read_text(encoding="utf-8")]:
+        ids = theirs(text).input_ids
+        assert ids == ours.encode(text).ids
+        assert theirs.decode(ids) == text
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 0, 1)
+    assert len(theirs) == 600
+    assert theirs.decode([2, *theirs("hi").input_ids, 3], skip_special_tokens=True) == "hi"
+    assert {"<|im_start|>", "<|im_end|>"} <= set(theirs.all_special_tokens)
+
+
+def test_training_again_gives_the_same_files(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    train_tokenizer(TokenizerConfig(vocab_size=600), corpus, tmp_path, terminal)
+    for name in ("tokenizer.json", "tokenizer_config.json", "report.json"):
+        assert (tmp_path / name).read_bytes() == (tokenizer / name).read_bytes()
+
+
+def test_report(tokenizer: Path) -> None:
+    report = json.loads((tokenizer / "report.json").read_text())
+    assert report["vocab_size"] == 600
+    assert set(report["by_source"]) == {"code", "stdlib", "tales"}
+    assert set(report["by_language"]) == {"en", "fr"}
+    assert report["measured_on"]["split"] == "heldout"
+    assert report["round_trip"] == 1.0
+    assert 1.5 < report["bytes_per_token"] < 5
+    assert 0.2 < report["vocabulary_used"] <= 1
+    assert report["special_tokens"] == {"<|endoftext|>": 0, "<|pad|>": 1, "<|im_start|>": 2, "<|im_end|>": 3}
+    assert sum(row["tokens"] for row in report["by_source"].values()) == sum(
+        row["tokens"] for row in report["by_language"].values()
+    )
+
+
+def test_pedigree_names_corpus_and_licences(tokenizer: Path, corpus: Path) -> None:
+    manifest = pedigree.read(tokenizer)
+    assert [item["role"] for item in manifest["inputs"]] == ["corpus"]
+    assert {row["id"] for row in manifest["licenses"]} == {"Apache-2.0", "PSF-2.0", "CC0-1.0"}
+    assert manifest["counts"]["trained_on_bytes"] == sum(manifest["sample_bytes_by_source"].values())
+    assert pedigree.is_current(tokenizer, TokenizerConfig(vocab_size=600).model_dump(mode="json"), [(corpus, "corpus")])
+
+
+def test_a_sample_of_one_source(corpus: Path, tmp_path: Path, terminal: Terminal) -> None:
+    train_tokenizer(TokenizerConfig(vocab_size=300, sources={"tales": 1}, sample_bytes=5000), corpus, tmp_path, terminal)
+    manifest = pedigree.read(tmp_path)
+    assert set(manifest["sample_bytes_by_source"]) == {"tales"}
+    assert manifest["counts"]["trained_on_bytes"] <= 5000
+
+
+def test_a_vocabulary_larger_than_the_text_allows(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = TokenizerConfig(vocab_size=60_000, sample_bytes=20_000)
+    train_tokenizer(cfg, corpus, tmp_path, Terminal(quiet=True))
+    assert "no further pair occurs often enough" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((tmp_path / "report.json").read_text())["vocab_size"] < 60_000
+
+
+def test_taking_a_tokenizer_that_exists(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    train_tokenizer(TokenizerConfig(path=tokenizer), corpus, tmp_path / "taken", terminal)
+    assert (tmp_path / "taken" / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+    manifest = pedigree.read(tmp_path / "taken")
+    assert {item["role"] for item in manifest["inputs"]} == {"corpus", "tokenizer"}
+    assert manifest["counts"]["trained_on_bytes"] == 0
+    assert "Apache-2.0" in {row["id"] for row in manifest["licenses"]}
+
+
+def test_taking_one_without_a_licence_says_so(
+    corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tokenizer, tmp_path / "theirs")
+    (tmp_path / "theirs" / "pedigree.json").unlink()
+    train_tokenizer(TokenizerConfig(path=tmp_path / "theirs"), corpus, tmp_path / "a", terminal)
+    assert "tokenizer.license=" in capsys.readouterr().err
+    assert pedigree.read(tmp_path / "a")["license"]["id"] == "LicenseRef-unknown"
+    train_tokenizer(TokenizerConfig(path=tmp_path / "theirs", license="MIT"), corpus, tmp_path / "b", terminal)
+    assert pedigree.read(tmp_path / "b")["license"]["id"] == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer here"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "not a tokenizer that can be read"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "names no eos_token"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}'), "names no eos_token"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "no tokenizer's settings"),
+        (shutil.rmtree, "no such folder"),
+    ],
+)
+def test_taking_a_broken_one(
+    corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal, break_it: Any, says: str
+) -> None:
+    shutil.copytree(tokenizer, tmp_path / "broken")
+    break_it(tmp_path / "broken")
+    with pytest.raises(UserError, match=says):
+        train_tokenizer(TokenizerConfig(path=tmp_path / "broken"), corpus, tmp_path / "out", terminal)
+    assert not pedigree.exists(tmp_path / "out")
+
+
+def test_no_corpus(tmp_path: Path, terminal: Terminal) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no train documents here"):
+        train_tokenizer(TokenizerConfig(), tmp_path / "empty", tmp_path / "out", terminal)
+
+
+def test_a_source_that_is_not_in_the_corpus(corpus: Path, tmp_path: Path, terminal: Terminal) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.sources: the source 'wiki' is not in the corpus"):
+        train_tokenizer(TokenizerConfig(sources={"wiki": 1}), corpus, tmp_path, terminal)
