@@ -93,7 +93,13 @@ def test_standing_alone_on_a_file(tmp_path: Path) -> None:
     text = "The herd of cows and the ewes that have been to the market with a lamb go to the hill. " * 8
     rows = [{"text": f"{text}Number {number} is {number * 7919 % 1000}."} for number in range(40)]
     (tmp_path / "herd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["curate", "herd.jsonl", "corpus.sources.0.filters=false", "corpus.dedup.minhash.enabled=false", "corpus.heldout=0.2"]
+    words = [
+        "curate",
+        "herd.jsonl",
+        "corpus.sources.0.filters=false",
+        "corpus.dedup.minhash.enabled=false",
+        "corpus.heldout=0.2",
+    ]
     done = herdbook(*words, "--out", "docs", "--json", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["station"] == "corpus"

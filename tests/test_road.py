@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,12 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": " ".join(sentence(7 * n + m) for m in range(4)), "url": f"https://example.org/{n}"} for n in range(300)]
     (folder / "herd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     talk = [
-        {"messages": [{"role": "user", "content": f"Where is cow {n}?"}, {"role": "assistant", "content": f"In the {PLACES[n % 10]}."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"Where is cow {n}?"},
+                {"role": "assistant", "content": f"In the {PLACES[n % 10]}."},
+            ]
+        }
         for n in range(60)
     ]
     (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
@@ -144,3 +151,43 @@ def test_a_full_disk_is_one_sentence(recipe_file: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("herdbook.road.write_text", full)
     with pytest.raises(UserError, match="the disk is full"):
         hb.run(recipe_file, {"out": str(tmp_path)}, terminal=Terminal(quiet=True))
+
+
+def herdbook(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "herdbook", *words], capture_output=True, text=True, input=stdin, timeout=120)
+
+
+def test_generate_on_stdout_the_same_for_the_same_seed(finished: Path) -> None:
+    words = ["generate", str(finished), "The cow", "--max-tokens", "8", "--seed", "3"]
+    first, second = herdbook(*words), herdbook(*words)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    assert first.stdout.startswith("The cow")
+    facts = json.loads(herdbook(*words, "--json", "-n", "2").stdout)
+    assert len(facts["completions"]) == 2
+    assert first.stdout == "The cow" + facts["completions"][0] + "\n"
+
+
+def test_chat_answers_each_line_and_keeps_within_the_context(finished: Path) -> None:
+    lines = "Where is cow 3?\n/reset\n" + "Where is cow 4?\n" * 4 + "cow " * 200 + "\n/quit\nnever read\n"
+    done = herdbook("chat", str(finished), "--max-tokens", "8", "--seed", "1", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 5
+    assert "CC-BY-4.0" in done.stderr
+    assert "longer than the model's context" in done.stderr
+
+
+def test_pedigree_of_the_run_verifies_and_finds_a_change(finished: Path) -> None:
+    done = herdbook("pedigree", str(finished), "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "verified" in done.stderr
+    index = finished / "tokens" / "index.json"
+    whole = index.read_text()
+    index.write_text(whole + " ")
+    try:
+        done = herdbook("pedigree", str(finished / "sft"), "--verify", "--json")
+        assert done.returncode == 2
+        assert "index.json: has changed" in done.stderr
+        assert json.loads(done.stdout)["verified"] is False
+    finally:
+        index.write_text(whole)

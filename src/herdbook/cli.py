@@ -247,7 +247,7 @@ def generate(
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="drop tokens below P of the likeliest's probability")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same text")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeatable")] = None,
-    n: Annotated[int, typer.Option(min=1, help="how many continuations")] = 1,
+    n: Annotated[int, typer.Option("-n", "--count", min=1, help="how many continuations")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text."""

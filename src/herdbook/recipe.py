@@ -26,6 +26,7 @@ from herdbook.train.config import TrainConfig
 
 RECIPE_FILE = "recipe.yaml"
 SECTIONS = ("corpus", "tokenizer", "tokens", "model", "train", "sft", "eval")
+OPTIONAL = ("corpus", "sft")  # left out, they are not done; the others are done with their defaults
 
 
 class Recipe(Config):
@@ -36,12 +37,12 @@ class Recipe(Config):
     description: str | None = Field(None, description="a sentence or two for the report")
     seed: int = Field(0, description="seed of every section that does not set its own")
     corpus: CorpusConfig | None = Field(None, description="what to read, how to filter and deduplicate it")
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="the tokenizer to train or to take")
-    tokens: TokensConfig = Field(default_factory=TokensConfig, description="the mixture of sources, packed into shards")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the architecture")
-    train: TrainConfig = Field(default_factory=TrainConfig, description="pre-training")
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="the tokenizer to train or to take")
+    tokens: TokensConfig = Field(TokensConfig(), description="the mixture of sources, packed into shards")
+    model: ModelConfig = Field(ModelConfig(), description="the architecture")
+    train: TrainConfig = Field(TrainConfig(), description="pre-training")
     sft: SftConfig | None = Field(None, description="fine-tuning on conversations; left out, the base model is the result")
-    eval: EvalConfig = Field(default_factory=EvalConfig, description="what to measure at the end")
+    eval: EvalConfig = Field(EvalConfig(), description="what to measure at the end")
 
     @property
     def folder(self) -> Path:
@@ -71,7 +72,7 @@ def build_recipe(draft: Draft, overrides: Iterable[str] | Mapping[str, Any] = ()
         apply_overrides(draft, overrides)
     for section in SECTIONS:
         # `train:` with nothing below it is a section with all its defaults, not a missing one.
-        if section in draft.values and draft.values[section] is None and section not in ("corpus", "sft"):
+        if section in draft.values and draft.values[section] is None and section not in OPTIONAL:
             draft.values[section] = {}
     _spread_seed(draft)
     return build(Recipe, draft)
@@ -84,7 +85,7 @@ def _spread_seed(draft: Draft) -> None:
         return
     for section in SECTIONS:
         config = next(iter(_section_types(section)))
-        values = draft.values.get(section, {} if Recipe.model_fields[section].default_factory else None)
+        values = draft.values.get(section, None if section in OPTIONAL else {})
         if "seed" in config.model_fields and isinstance(values, dict):
             draft.values[section] = {"seed": seed, **values}
 

@@ -98,7 +98,8 @@ def _sft(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, workers:
 def _eval(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, workers: int | None) -> None:
     from herdbook.evals.run import evaluate
 
-    models = {name: folders[name] for name in ("pretrain", "sft") if name in folders}
+    names: tuple[str, ...] = ("pretrain", "sft")
+    models = {name: folders[name] for name in names if name in folders}
     evaluate(recipe.eval, models, out, terminal, corpus=folders.get("corpus"))
 
 

@@ -269,7 +269,9 @@ def test_compiled_a_run_repeats_bit_for_bit_too(toy: ModuleType, tmp_path: Path)
     toy.run(tmp_path / "parts", machine=machine)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     toy.run(tmp_path / "eager", machine=Machine("cpu", "bfloat16", 1, False))
-    assert [row[2] for row in curve(tmp_path / "eager")] == pytest.approx([row[2] for row in curve(tmp_path / "whole")], rel=0.02)
+    assert [row[2] for row in curve(tmp_path / "eager")] == pytest.approx(
+        [row[2] for row in curve(tmp_path / "whole")], rel=0.02
+    )
 
 
 def test_a_failing_compiler_is_a_warning(

@@ -29,7 +29,6 @@ from herdbook.corpus.config import CorpusConfig, Source
 from herdbook.corpus.dedup import choose, clusters, exact_duplicates
 from herdbook.corpus.filters import Removal
 from herdbook.corpus.funnel import EXAMPLES, Funnel, example
-from herdbook.corpus.pool import Pool, WorkerDied
 from herdbook.corpus.readers import read_files, source_files
 from herdbook.corpus.reasons import advice, file_warnings, in_words
 from herdbook.corpus.records import Record, Skip
@@ -38,6 +37,7 @@ from herdbook.documents import SCHEMA, DocumentWriter, read_documents
 from herdbook.errors import UserError, user_errors
 from herdbook.facts.licenses import UNKNOWN, find_expression
 from herdbook.files import PARTIAL, remove_partials, write_json
+from herdbook.pool import Pool, WorkerDied
 from herdbook.units import human_bytes
 
 BATCH_BYTES = 1 << 20

@@ -28,8 +28,8 @@ import zstandard
 from herdbook.console import Terminal
 from herdbook.corpus.builtin import PACKAGES
 from herdbook.corpus.harvest_pydoc import child_environment
-from herdbook.corpus.pool import Pool
 from herdbook.files import atomic_path
+from herdbook.pool import Pool
 
 Document = dict[str, str]
 

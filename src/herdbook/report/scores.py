@@ -12,6 +12,7 @@ from herdbook.report.svg import DotChart, DotRow, Estimate
 NAMES = {"pretrain": "base", "sft": "fine-tuned"}
 BITS = "bits_per_byte"
 _COLOURS = ("c1", "c2", "c3", "c4", "c5")
+_GUESSING = "cannot be told from guessing"
 _CHOICES = {
     "docstring_choice": "Docstring choice: which of four first sentences, all from held-out documents, belongs to this "
     "function? Most functions are named for what they do. Where the right sentence repeats a word of the name (“named”), "
@@ -171,6 +172,8 @@ def _verdicts(models: dict[str, Json], tasks: list[str]) -> list[str]:
         level = _chance(models, task)
         parts = [part for name, found in models.items() if (part := _verdict(name, _score(found, task, "acc_norm"), level))]
         if parts:
+            if len(parts) > 1 and all(part.endswith(_GUESSING) for part in parts):
+                parts = [f"{'neither' if len(parts) == 2 else 'no'} model can be told from guessing"]
             sentences.append(f"On {task.replace('_', ' ')} (acc_norm) {' and '.join(parts)}.")
     return sentences
 
@@ -181,7 +184,7 @@ def _verdict(name: str, score: tuple[float, float | None] | None, chance: float 
     distance = (score[0] - chance) / score[1]
     subject = f"the {model_name(name)} model"
     if abs(distance) <= 1.96:
-        return f"{subject} cannot be told from guessing"
+        return f"{subject} {_GUESSING}"
     return f"{subject} is {abs(distance):.1f} standard errors {'above' if distance > 0 else 'below'} guessing"
 
 

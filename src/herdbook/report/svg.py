@@ -122,7 +122,8 @@ class LineChart:
             parts += [_rule(left, y_at(tick), width - 12, y_at(tick), "grid"),
                       _text(left - 8, y_at(tick) + 4, f"{tick:g}", "num", "end")]  # fmt: skip
         for tick in nice_ticks(0, high_x, 4 if width < NARROW else 6):
-            parts.append(_text(x_at(tick), bottom + 18, short(tick), "num", "start" if not tick else "middle"))
+            anchor = "start" if not tick else "end" if x_at(tick) > width - 24 else "middle"
+            parts.append(_text(x_at(tick), bottom + 18, short(tick), "num", anchor))
         parts.append(_text(width - 12, bottom + 44, self.x_title, "axis", "end"))
         for line in self.lines:
             placed = [(x_at(x), y_at(y)) for x, y in thin_out(line.points, 2 * width)]

@@ -63,7 +63,7 @@ def _speed(counts: Json) -> list[str]:
 
 def _epochs(plan: Json) -> list[str]:
     epochs = plan.get("epochs") or {}
-    parts = [f"{source} {n.fixed(times, 2)} times" for source, times in sorted(epochs.items())]
+    parts = [f"{source} {n.ratio(times)} times" for source, times in sorted(epochs.items())]
     return [f"Each source is read so often: {', '.join(parts)}."] if parts else []
 
 

@@ -9,14 +9,8 @@ tokenizer made them.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +26,7 @@ from herdbook.console import Terminal
 from herdbook.documents import document_files
 from herdbook.errors import UserError
 from herdbook.files import remove_partials, require_space, sha256_file, write_json
+from herdbook.pool import Pool
 from herdbook.tokens.config import TokensConfig
 from herdbook.tokens.sample import check_sources
 from herdbook.tokens.shards import DOCS_SUFFIX, INDEX, VERSION, Piece, SourceWriter
@@ -201,51 +196,18 @@ class Encode:
             parts.setdefault(name, []).append(tokens)
 
 
-_encode_here: Encode
-
-
-def _start_worker(encode: Encode) -> None:
-    global _encode_here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encode_here = encode
-
-
-def _end_with_parent() -> None:
-    """End this process when the parent is gone, however it went: waiting for work it would stay for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _run_task(task: Task) -> list[Piece]:
-    return _encode_here(task)
-
-
 def _encode_all(encode: Encode, tasks: list[Task], workers: int | None) -> Iterator[list[Piece]]:
     """The encoded tasks in their order, with a few in flight."""
     useful = 1 + sum(task.bytes for task in tasks) // BYTES_PER_WORKER
-    count = min(workers or pedigree.cores(), len(tasks), useful)
-    if count <= 1:
-        yield from map(encode, tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(encode,))
-    try:
-        waiting: deque[Future[list[Piece]]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(_run_task, task))
-            if len(waiting) >= 2 * count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was ended from outside, most likely for lack of memory",
-                        todo="run again with fewer workers") from error  # fmt: skip
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    count = max(1, min(workers or pedigree.cores(), len(tasks), useful))
+    args = (encode.tokenizer, encode.separator, encode.dtype, encode.sources)
+    pool: Pool[Task, list[Piece]] = Pool(Encode, args, count, _worker_died)
+    yield from pool.map(tasks)
+
+
+def _worker_died(task: Task, worker: Callable[[Task], list[Piece]]) -> list[Piece]:
+    raise UserError("a worker process was ended from outside, most likely for lack of memory", where=task.path,
+                    todo="run again with fewer workers")  # fmt: skip
 
 
 def _show(sources: dict[str, Any], terminal: Terminal) -> None:

@@ -45,9 +45,9 @@ class Batch:
         sources_B: (B,) int16, index into `Mixture.sources`.
     """
 
-    tokens_BT: npt.NDArray[np.int64]  # noqa: N815  shape suffix
-    documents_BT: npt.NDArray[np.int32]  # noqa: N815
-    sources_B: npt.NDArray[np.int16]  # noqa: N815
+    tokens_BT: npt.NDArray[np.int64]
+    documents_BT: npt.NDArray[np.int32]
+    sources_B: npt.NDArray[np.int16]
 
 
 class TokenSource:

@@ -156,9 +156,9 @@ def compile_parts(parts: list[nn.Module], probe: Callable[[], None], terminal: T
     On failure a warning is given and the modules run uncompiled, as before.
     """
     started = time.monotonic()
-    for part in parts:
-        part.compile()
     try:
+        for part in parts:
+            part.compile()
         with terminal.progress("compiling (the first time takes up to a minute)") as progress:
             progress.advance(0)
             probe()

@@ -70,8 +70,12 @@ def chat(path: str, system: str | None, settings: dict[str, Any], terminal: Term
                 terminal.say(HELP, style="dim")
             continue
         if line.strip():
-            messages += [{"role": "user", "content": line}]
-            messages += [{"role": "assistant", "content": _reply(lm, messages, settings, seed, terminal)}]
+            messages.append({"role": "user", "content": line})
+            reply = _reply(lm, messages, settings, seed, terminal)
+            if reply is None:
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": reply})
 
 
 def _ask() -> str | None:
@@ -88,8 +92,11 @@ def _ask() -> str | None:
 
 def _reply(
     lm: LanguageModel, messages: list[dict[str, str]], settings: dict[str, Any], seed: int | None, terminal: Terminal
-) -> str:
-    """Stream the reply; Ctrl-C ends it early and keeps what there is. Old turns are dropped when the context is full."""
+) -> str | None:
+    """Stream the reply; Ctrl-C ends it early and keeps what there is. Old turns are dropped when the context is full.
+
+    None when the last message alone is longer than the context.
+    """
     assert lm.tokenizer is not None
     while len(messages) > 1 and len(lm.tokenizer.encode_chat(messages)) + settings["max_tokens"] > lm.config.context:
         drop = 1 if messages[0]["role"] == "system" else 0
@@ -100,7 +107,7 @@ def _reply(
     room = lm.config.context - len(lm.tokenizer.encode_chat(messages))
     if room < 1:
         terminal.warn(f"that is longer than the model's context of {lm.config.context} tokens: say it shorter")
-        return ""
+        return None
     drawn = seed if seed is not None else secrets.randbelow(2**31)
     parts: list[str] = []
     try:

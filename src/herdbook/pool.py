@@ -138,9 +138,9 @@ class _Child:
     def _start(self) -> subprocess.Popen[bytes]:
         paths = os.pathsep.join(path for path in sys.path if path)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from herdbook.corpus.pool import serve; serve()"],
+            [sys.executable, "-P", "-c", "from herdbook.pool import serve; serve()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"},
         )  # fmt: skip
         assert process.stdin is not None
         _send(process.stdin, self._hello)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from herdbook.corpus.pool import Pool, WorkerDied
 from herdbook.errors import UserError
+from herdbook.pool import Pool, WorkerDied
 
 
 class Square:
@@ -82,7 +82,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         textwrap.dedent("""
             from operator import methodcaller
-            from herdbook.corpus.pool import Pool
+            from herdbook.pool import Pool
             print(list(Pool(methodcaller, ("upper",), 2, None).map(["a", "b"])))
         """)
     )
