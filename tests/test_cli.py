@@ -51,7 +51,8 @@ def test_wrong_input_is_one_clear_sentence_and_code_2(tmp_path: Path, words: lis
     (tmp_path / "typo.yaml").write_text("name: x\ntrain:\n  tokns: 5\ncorpus:\n  sources: []\n")
     (tmp_path / "empty.warc.gz").write_bytes(b"")
     (tmp_path / "truncated.warc.gz").write_bytes(bytes.fromhex("1f8b08000000000000ff") + b"\x00\x01\x02")
-    record = b"WARC/1.0\r\nWARC-Type: resource\r\nWARC-Target-URI: http://a.example/x\r\nContent-Type: image/png\r\nContent-Length: 4\r\n\r\n"
+    head = b"WARC/1.0\r\nWARC-Type: resource\r\nWARC-Target-URI: http://a.example/x\r\n"
+    record = head + b"Content-Type: image/png\r\nContent-Length: 4\r\n\r\n"
     (tmp_path / "binaries.warc").write_bytes((record + b"\x89PNG\r\n\r\n") * 3)
     done = herdbook(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr

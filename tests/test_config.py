@@ -24,7 +24,7 @@ class Train(Config):
 
 class Tiny(Config):
     train: Train = Train()
-    sources: list[Source] = []
+    sources: list[Source] = Field(default_factory=list)
 
 
 def problems(text: str, *words: str) -> list[str]:

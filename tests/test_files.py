@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,10 @@ from herdbook.files import (
 )
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
@@ -29,7 +32,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         aside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_folder_takes_the_place_of_the_old_one_or_not_at_all(tmp_path: Path) -> None:
@@ -39,11 +42,11 @@ def test_a_folder_takes_the_place_of_the_old_one_or_not_at_all(tmp_path: Path) -
     with pytest.raises(RuntimeError), atomic_folder(path) as aside:
         (aside / "two").write_text("2")
         raise RuntimeError
-    assert os.listdir(path) == ["one"]
+    assert names(path) == ["one"]
     with atomic_folder(path) as aside:
         (aside / "three").write_text("3")
-    assert os.listdir(path) == ["three"]
-    assert os.listdir(tmp_path) == ["folder"]
+    assert names(path) == ["three"]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".folder.123.partial").mkdir()
     (tmp_path / "kept").write_text("whole")
     remove_partials(tmp_path)
-    assert os.listdir(tmp_path) == ["kept"]
+    assert names(tmp_path) == ["kept"]
 
 
 def test_json_that_is_broken_or_absent_names_the_file(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ DEEDS = ["graze", "rest", "run", "sleep", "stand", "wait", "walk", "wander"]
 
 def sentence(number: int) -> str:
     animal, place, deed = ANIMALS[number % 10], PLACES[number // 10 % 10], DEEDS[number // 7 % 8]
-    return f"The {animal} number {number} likes to {deed} in the {place} and have a drink of water with that herd of {number % 90}."
+    where = f"in the {place} and have a drink of water with that herd of {number % 90}"
+    return f"The {animal} number {number} likes to {deed} {where}."
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("LanguageModel", "load", "run"):
+        from herdbook.threads import wait_politely
+
+        wait_politely()
     if name in ("LanguageModel", "load"):
         from herdbook import api
 

@@ -347,6 +347,9 @@ def _show(facts: Any, as_json: bool, show: Any) -> None:
 
 def main() -> None:
     """The entry point: turns exceptions into exit codes."""
+    from herdbook.threads import wait_politely
+
+    wait_politely()
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

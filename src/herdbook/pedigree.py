@@ -22,7 +22,7 @@ from typing import Any
 
 from herdbook import __version__
 from herdbook.errors import UserError
-from herdbook.facts.licenses import License, find_expression, strictest
+from herdbook.facts.licenses import License, find_license, strictest
 from herdbook.files import PARTIAL, read_json, sha256_file, sha256_json, write_json
 
 MANIFEST = "pedigree.json"
@@ -69,9 +69,10 @@ class Record:
         self.inputs.append(Input(role, name, sha256, 0, license_id, note))
 
     def add_license(self, license_id: str | None) -> None:
-        """Note a licence of something that went in."""
-        row = find_expression(license_id)
-        self.licenses[row.id] = row
+        """Note a licence of something that went in; each part of an expression (`BSD-3-Clause AND PSF-2.0`) by itself."""
+        for part in (license_id or "").split(" AND "):
+            row = find_license(part.strip() or None)
+            self.licenses[row.id] = row
 
     def inherit_licenses(self, folder: Path) -> None:
         """Take over the licences that the pedigree of an input folder names."""

@@ -53,7 +53,11 @@ def test_digits_stand_alone(tokenizer: Path) -> None:
 
 
 def test_text_cannot_forge_special_tokens(tokenizer: Path) -> None:
-    assert 0 not in load_encoder(tokenizer).encode("<|endoftext|>").ids
+    assert 0 not in load_encoder(tokenizer).encode("<|endoftext|>", add_special_tokens=False).ids
+
+
+def test_a_prompt_begins_as_training_documents_do(tokenizer: Path) -> None:
+    assert load_encoder(tokenizer).encode("hello").ids[0] == separator_id(tokenizer)
 
 
 @pytest.mark.parametrize("config", [None, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}])
@@ -68,10 +72,10 @@ def test_transformers_opens_it_and_encodes_the_same(tokenizer: Path, tmp_path: P
     for text in [*TRICKY, (Path(__file__)).read_text(encoding="utf-8")]:
         ids = theirs(text).input_ids
         assert ids == ours.encode(text).ids
-        assert theirs.decode(ids) == text
+        assert theirs.decode(ids) == SPECIAL_TOKENS[0] + text
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 0, 1)
     assert len(theirs) == 600
-    assert theirs.decode([2, *theirs("hi").input_ids, 3], skip_special_tokens=True) == "hi"
+    assert theirs.decode([2, *theirs("hi", add_special_tokens=False).input_ids, 3], skip_special_tokens=True) == "hi"
     assert {"<|im_start|>", "<|im_end|>"} <= set(theirs.all_special_tokens)
 
 

@@ -23,7 +23,7 @@ from herdbook.documents import read_documents
 
 _SIGNATURE = re.compile(r"(?P<class>class )?(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?")
 _SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)", re.DOTALL)
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|c|ca|born|St|Dr|Mr|Mrs|No|[A-Z])|\d)\.$")
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|c|ca|born|St|Dr|Mr|Mrs|No|[A-Z]))\.$")
 _SHORTEST = 15  # characters of an answer in words
 
 DOES = ("What does `{name}` do?", "What is `{name}` for?", "Explain `{name}` in one sentence.")
@@ -106,14 +106,12 @@ def first_sentence(paragraph: str) -> str | None:
     flat = " ".join(paragraph.split())
     if not flat[:1].isalpha() or flat.startswith(("http:", "https:")):
         return None
-    end = 0
     for match in _SENTENCE.finditer(flat):
         end = match.end()
-        if not _ABBREVIATION.search(flat[:end]) and flat.count("(", 0, end) <= flat.count(")", 0, end):
-            break
-    else:
-        return None
-    return flat[:end] if end >= _SHORTEST else None
+        is_inside = _ABBREVIATION.search(flat[:end]) or flat.count("(", 0, end) > flat.count(")", 0, end)
+        if not is_inside or end == len(flat):
+            return flat[:end] if end >= _SHORTEST else None
+    return None
 
 
 def whole_paragraphs(text: str, longest: int) -> str | None:

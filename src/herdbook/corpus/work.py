@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from herdbook.corpus.builtin import license_of
 from herdbook.corpus.config import CorpusConfig, Source
 from herdbook.corpus.dedup import band_keys, exact_key, normal_words, signature
 from herdbook.corpus.extract import clean, extract
@@ -138,7 +139,7 @@ class _Draft:
     def row(self) -> dict[str, Any]:
         record = self.record
         return {"id": record.id, "text": self.text, "url": record.url, "date": record.date, "source": self.source.name,
-                "license": record.license or self.source.license or UNKNOWN, "language": self.language,
+                "license": record.license or license_of(self.source) or UNKNOWN, "language": self.language,
                 "language_score": self.score}  # fmt: skip
 
 

@@ -122,8 +122,9 @@ def sources_section(run: Run, funnel: Json) -> Section:
     for name, source in funnel["sources"].items():
         tokens = n.count(trained[name]) if name in trained else n.ABSENT
         rows.append(
-            [(Strong(name), Break(), source.get("description") or ""), _license(source["license"]), n.whole(source["documents_in"]),
-             n.whole(source["documents_out"]), n.whole(source.get("heldout_documents")), n.size(source["bytes_out"]), tokens]
+            [(Strong(name), Break(), source.get("description") or ""), _license(source["license"]),
+             n.whole(source["documents_in"]), n.whole(source["documents_out"]),
+             n.whole(source.get("heldout_documents")), n.size(source["bytes_out"]), tokens]
         )  # fmt: skip
     columns = ("source", "licence", "read", "for training", "held out", "text", "tokens")
     note = Paragraph("Held-out documents are never trained on; the scores below are measured on them.", note=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from herdbook import pedigree
 from herdbook.console import Terminal
@@ -140,6 +140,10 @@ def fit(texts: Iterator[str], *, vocab_size: int, min_frequency: int = 2) -> Tok
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     encoder.train_from_iterator(texts, trainer)
+    # Every training document begins with the end-of-text token, so a prompt that starts a text has to begin with it too.
+    encoder.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, encoder.token_to_id(END_OF_TEXT))]
+    )
     return encoder
 
 
@@ -150,6 +154,7 @@ def _settings() -> dict[str, Any]:
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
         "pad_token": PAD,
+        "add_bos_token": True,
         "extra_special_tokens": [IM_START, IM_END],
         "additional_special_tokens": [IM_START, IM_END],
         "clean_up_tokenization_spaces": False,

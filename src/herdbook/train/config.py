@@ -20,13 +20,14 @@ def parse_warmup(value: Any) -> float:
         return parse_share(value)
     if isinstance(value, float) and 0 <= value < 1:
         return value
-    try:
-        return float(parse_count(value))
-    except ValueError:
-        share = parse_share(value)
-        if not 0 <= share < 1:
-            raise ValueError(f"{value!r} is neither a share of the run (2%) nor a number of tokens (500K)") from None
-        return share
+    for parse in (parse_count, parse_share):
+        try:
+            number = float(parse(value))
+        except (ValueError, TypeError):
+            continue
+        if parse is parse_count or 0 <= number < 1:
+            return number
+    raise ValueError(f"{value!r} is neither a share of the run (2%) nor a number of tokens (500K)")
 
 
 def _parse_micro_batch(value: Any) -> Any:
