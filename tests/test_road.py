@@ -120,6 +120,12 @@ def test_a_change_makes_anew_what_depends_on_it_and_keeps_the_old(finished: Path
     assert pedigree.exists(finished / "replaced" / "sft-1")
 
 
+def test_what_does_not_change_the_result_makes_nothing_anew(finished: Path, recipe_file: Path) -> None:
+    before = manifest_times(finished)
+    hb.run(recipe_file, {"sft.lr": 5e-4, "train.keep_checkpoints": 1, "train.eval_every": 3}, terminal=Terminal(quiet=True))
+    assert manifest_times(finished) == before
+
+
 def test_from_makes_a_station_anew(finished: Path, recipe_file: Path) -> None:
     before = manifest_times(finished)
     hb.run(recipe_file, {"sft.lr": 5e-4}, start_from="eval", terminal=Terminal(quiet=True))

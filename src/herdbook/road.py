@@ -103,22 +103,26 @@ def _eval(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, workers
     evaluate(recipe.eval, models, out, terminal, corpus=folders.get("corpus"))
 
 
-def _section(*names: str) -> Callable[[Recipe], dict[str, Any]]:
-    """The settings of one section, or of several under their names."""
+def _section(name: str) -> Callable[[Recipe], dict[str, Any]]:
+    """All settings of a section."""
+    return lambda recipe: recipe.model_dump(mode="json", include={name})[name] or {}
 
-    def config(recipe: Recipe) -> dict[str, Any]:
-        dumped = recipe.model_dump(mode="json", include=set(names))
-        return dumped if len(names) > 1 else dumped[names[0]] or {}
 
-    return config
+def _pretrain_config(recipe: Recipe) -> dict[str, Any]:
+    """What decides which model comes out; how often to save or look is not part of it."""
+    return {"train": recipe.train.identity(), "model": recipe.model.model_dump(mode="json")}
+
+
+def _sft_config(recipe: Recipe) -> dict[str, Any]:
+    return recipe.sft.identity() if recipe.sft is not None else {}
 
 
 STATIONS: tuple[Station, ...] = (
     Station("corpus", "curate the corpus", (), (), _section("corpus"), _curate),
     Station("tokenizer", "train the tokenizer", ("corpus",), (), _section("tokenizer"), _tokenizer),
     Station("tokens", "write token shards", ("corpus", "tokenizer"), (), _section("tokens"), _tokens),
-    Station("pretrain", "pre-train", ("tokens", "tokenizer"), ("corpus",), _section("train", "model"), _pretrain),
-    Station("sft", "fine-tune on conversations", ("pretrain",), ("corpus",), _section("sft"), _sft),
+    Station("pretrain", "pre-train", ("tokens", "tokenizer"), ("corpus",), _pretrain_config, _pretrain),
+    Station("sft", "fine-tune on conversations", ("pretrain",), ("corpus",), _sft_config, _sft),
     Station("eval", "evaluate", ("pretrain",), ("sft", "corpus"), _section("eval"), _eval),
 )
 BY_NAME = {station.name: station for station in STATIONS}

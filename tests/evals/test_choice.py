@@ -12,7 +12,9 @@ from herdbook.console import Terminal
 from herdbook.documents import DocumentWriter, read_documents
 from herdbook.evals.choice import (
     CHOICES,
+    Pair,
     Quiz,
+    _distractors,
     build_quiz,
     docstring_pair,
     fold,
@@ -179,3 +181,17 @@ def test_independent_of_batch_size_and_order(model: Decoder, tokenizer: Tokenize
 def test_accuracy_error_is_that_of_a_mean() -> None:
     assert accuracy([True, False, True, True]) == {"value": 0.75, "stderr": pytest.approx(0.25)}
     assert accuracy([True]) == {"value": 1.0}
+
+
+def test_the_right_answer_is_neither_the_longest_nor_the_shortest_by_habit() -> None:
+    pool = [
+        Pair(f"d/{n}", "pkg", f"pkg.f{n}", "", "", " ".join(f"word{(n * 7 + k) % 97}" for k in range(4 + n % 23)))
+        for n in range(200)
+    ]
+    ranks = []
+    for pair in pool:
+        others = _distractors(pair, False, pool, 0)
+        assert len(others) == CHOICES - 1
+        ranks.append(sum(len(other) > len(pair.answer) for other in others))
+    shares = [ranks.count(rank) / len(ranks) for rank in range(CHOICES)]
+    assert all(0.1 < share < 0.45 for share in shares)

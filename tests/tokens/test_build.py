@@ -35,7 +35,9 @@ def test_shards_hold_the_documents_in_order(corpus: Path, tokenizer: Path, token
     index = json.loads((tokens / "index.json").read_text())
     for name, row in index["sources"].items():
         documents = [document for document in read_documents(corpus) if document["source"] == name]
-        expected = [token for document in documents for token in [0, *encoder.encode(document["text"], add_special_tokens=False).ids]]
+        expected = [
+            token for document in documents for token in [0, *encoder.encode(document["text"], add_special_tokens=False).ids]
+        ]
         ring = TokenSource(tokens, name, row, index["dtype"])
         assert ring.read(0, ring.tokens).tolist() == expected
         assert row["documents"] == len(documents)

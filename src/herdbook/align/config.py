@@ -36,7 +36,7 @@ class SftConfig(LoopConfig):
 
     lr: float = Field(3e-4, gt=0, description="peak learning rate; about a tenth of pre-training's")
     min_lr_ratio: Share = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
-    warmup: float = Field(0.03, ge=0, lt=1, description="linear warm-up, a share of the run")
+    warmup: Share = Field(0.03, ge=0, lt=1, description="linear warm-up, a share of the run")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of matrices; norms and biases have none")
     chat: Literal["chatml", "llama2", "plain"] | None = Field(
         None, description="chat format to teach; default: the model's own if it has one, else chatml"

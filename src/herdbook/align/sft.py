@@ -38,7 +38,7 @@ from herdbook.train.losses import IGNORED, HeadLoss
 from herdbook.train.machine import decide
 from herdbook.train.result import write_model, write_plan
 from herdbook.train.task import MicroBatch, Setting
-from herdbook.units import human_count
+from herdbook.units import human_count, human_seconds
 
 PAIRS = "pairs.jsonl"
 
@@ -130,7 +130,7 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
         UserError: nothing to train on, data that cannot be read, a chat format the tokenizer cannot write, checkpoints of
             another run. Interrupted: SIGINT or SIGTERM; all is saved.
     """
-    config = cfg.model_dump(mode="json")
+    config = cfg.identity()
     inputs = [(model, "pretrain"), *([(corpus, "corpus")] if corpus is not None else [])]
     files = [(file, "conversations") for data in cfg.data for file in data_files(data.path)]
     if pedigree.is_current(out, config, [*inputs, *files]):
@@ -257,7 +257,7 @@ def _announce(task: FineTuning, chat: ChatFormat, seconds: float | None, termina
     facts = task.describe()
     terminal.say(
         f"{facts['samples']:,} samples in the {chat.name} format, {human_count(facts['trained_tokens'])} trained tokens "
-        f"in {task.steps:,} steps; {1 - facts['text_share']:.0%} of the rows is padding"
+        f"in {task.steps:,} steps, about {human_seconds(seconds or 0)}; {1 - facts['text_share']:.0%} of the rows is padding"
     )
 
 

@@ -186,7 +186,8 @@ def _without_trained(pairs: list[Pair], trained: Iterable[Pair | None], quiz: Qu
 def _distractors(pair: Pair, named: bool, pool: Sequence[Pair], seed: int) -> list[str]:
     """Three answers of other documents: of the same group where it has enough, near in length, unlike one another.
 
-    What the right answer does with the question's name, repeat it or not, the others do too as far as they can.
+    What the right answer does with the question's name, repeat it or not, the others do too as far as they can. How many of
+    them are longer than the right answer is drawn, so that preferring long or short sentences wins nothing.
     """
 
     def rank(other: Pair) -> tuple[bool, bool, float, str]:
@@ -196,10 +197,16 @@ def _distractors(pair: Pair, named: bool, pool: Sequence[Pair], seed: int) -> li
 
     nearest = sorted((other for other in pool if other.id != pair.id), key=rank)[:_NEAREST]
     drawn = sorted(nearest, key=lambda other: (rank(other)[0], draw_key(seed, pair.id, other.id)))
+    longer = draw_key(seed, pair.id, "longer")[0] % CHOICES
+    room = {True: longer, False: CHOICES - 1 - longer}
     chosen: list[str] = []
-    for other in drawn:
-        if len(chosen) < CHOICES - 1 and not any(_alike(other.answer, known) for known in (pair.answer, *chosen)):
-            chosen.append(other.answer)
+    for strict in (True, False):
+        for other in drawn:
+            side = (len(other.answer), other.id) > (len(pair.answer), pair.id)
+            free = room[side] > 0 if strict else len(chosen) < CHOICES - 1
+            if free and not any(_alike(other.answer, known) for known in (pair.answer, *chosen)):
+                chosen.append(other.answer)
+                room[side] -= 1
     return chosen
 
 

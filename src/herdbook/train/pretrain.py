@@ -103,7 +103,7 @@ def pretrain(
         UserError: inputs that do not fit each other, checkpoints of another run, a loss that is no longer finite.
         Interrupted: SIGINT or SIGTERM; all is saved.
     """
-    config = {"train": cfg.model_dump(mode="json"), "model": model.model_dump(mode="json")}
+    config = {"train": cfg.identity(), "model": model.model_dump(mode="json")}
     inputs = [(tokens, "tokens"), (tokenizer, "tokenizer"), *([(corpus, "corpus")] if corpus is not None else [])]
     if pedigree.is_current(out, config, inputs):
         terminal.say(f"{out}: trained already, with these settings on these tokens")
