@@ -200,10 +200,10 @@ def _distractors(pair: Pair, named: bool, pool: Sequence[Pair], seed: int) -> li
     longer = draw_key(seed, pair.id, "longer")[0] % CHOICES
     room = {True: longer, False: CHOICES - 1 - longer}
     chosen: list[str] = []
-    for strict in (True, False):
-        for other in drawn:
+    for unlike, strict in ((False, True), (False, False), (True, True), (True, False)):
+        for other in (other for other in drawn if rank(other)[0] == unlike and other.answer not in chosen):
             side = (len(other.answer), other.id) > (len(pair.answer), pair.id)
-            free = room[side] > 0 if strict else len(chosen) < CHOICES - 1
+            free = len(chosen) < CHOICES - 1 and (room[side] > 0 or not strict)
             if free and not any(_alike(other.answer, known) for known in (pair.answer, *chosen)):
                 chosen.append(other.answer)
                 room[side] -= 1
