@@ -25,8 +25,9 @@ def show(path: Path, terminal: Terminal, *, verify: bool) -> None:
         facts: dict[str, Any] = {"pedigree": [_facts(root) for root in roots]}
         emit(facts | ({"verified": not problems, "files": files, "problems": problems} if verify else {}))
     else:
+        drawn: set[Path] = set()
         for root in roots:
-            terminal.console.print(_draw(root, None))
+            terminal.console.print(_draw(root, None, drawn))
         if verify and not problems:
             terminal.say(f"verified: {files} files are what they were when they were written", style="green")
     if problems:
@@ -49,11 +50,19 @@ def _folders(path: Path) -> list[Path]:
     return [child for child in stations if child.resolve() not in used]
 
 
-def _draw(node: pedigree.Node, parent: Tree | None) -> Tree:
-    text = _leaf(node) if node.manifest is None else _station(node.manifest)
+def _draw(node: pedigree.Node, parent: Tree | None, drawn: set[Path]) -> Tree:
+    """The tree below a node; what several stations read is drawn in full once."""
+    place = node.path.resolve() if node.manifest is not None and node.path is not None else None
+    if node.manifest is not None and place in drawn:
+        text = f"[bold]{node.manifest['station']}[/bold]  [dim]config {node.manifest['config_sha256'][:12]}, drawn above[/dim]"
+    else:
+        text = _leaf(node) if node.manifest is None else _station(node.manifest)
     branch = Tree(text, guide_style="dim") if parent is None else parent.add(text)
-    for child in node.children:
-        _draw(child, branch)
+    if place not in drawn:
+        for child in node.children:
+            _draw(child, branch, drawn)
+    if place is not None:
+        drawn.add(place)
     return branch
 
 

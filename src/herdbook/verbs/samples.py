@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,20 @@ def show(rows: list[dict[str, Any]], folder: Path, terminal: Terminal) -> None:
         terminal.step(row["prompt"].strip(), f"{row['model']}, {row['kind']}")
         terminal.say("  " + row["text"].strip().replace("\n", "\n  ") + "\n")
     terminal.step("Next")
+    me = command()
     terminal.say(
         f"  open {folder / 'report.html'} in a browser\n"
-        f"  herdbook chat {folder}                     talk with it\n"
-        f'  herdbook generate {folder / "pretrain"} "The history of"\n'
-        f"  herdbook pedigree {folder} --verify        what went in, and that it still is what it was\n"
-        f"  herdbook run quickstart train.tokens=10M name=longer    train four times as long\n"
-        f"  herdbook init mine.yaml --source DIR       a recipe for your own pages"
+        f"  {me} chat {folder}    talk with it\n"
+        f'  {me} generate {folder / "pretrain"} "The history of"\n'
+        f"  {me} pedigree {folder} --verify    what went in, and that it still is what it was\n"
+        f"  {me} run quickstart train.tokens=10M name=longer    train four times as long\n"
+        f"  {me} init mine.yaml --source DIR    a recipe for your own pages"
     )
+
+
+def command() -> str:
+    """How to type `herdbook` here: by its name if that is on the path, else by the path it was started with."""
+    if shutil.which("herdbook"):
+        return "herdbook"
+    started = Path(sys.argv[0])
+    return os.path.relpath(started) if started.name == "herdbook" else f"{sys.executable} -m herdbook"
