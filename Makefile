@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 .PHONY: help setup quickstart test lint types clean
 
 help:
-	@echo "make quickstart   set up, then raise a small model from raw pages (about 6 minutes on 2 cores)"
+	@echo "make quickstart   set up, then raise a small model from raw pages (about 5 minutes on 2 cores)"
 	@echo "make test         set up, then lint, type-check and test"
 	@echo "make setup        only make .venv and install"
 	@echo "make clean        remove .venv and caches; runs/ stays"

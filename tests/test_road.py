@@ -198,3 +198,39 @@ def test_pedigree_of_the_run_verifies_and_finds_a_change(finished: Path) -> None
         assert json.loads(done.stdout)["verified"] is False
     finally:
         index.write_text(whole)
+
+
+def test_a_folder_that_is_not_ours_is_never_touched(tmp_path: Path, recipe_file: Path) -> None:
+    mine = tmp_path / "corpus"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    done = herdbook("curate", str(recipe_file.parent / "herd.jsonl"), "corpus.languages=null", "--out", str(mine))
+    assert done.returncode == 2
+    assert "herdbook did not make" in done.stderr
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    done = herdbook("curate", str(mine), "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "write to what it reads" in done.stderr
+
+
+def test_a_source_that_is_gone_is_said_before_anything_moves(finished: Path, recipe_file: Path) -> None:
+    before = manifest_times(finished)
+    with pytest.raises(UserError, match="no such file"):
+        hb.run(recipe_file, {"corpus.sources.0.path": "nope.jsonl"}, terminal=Terminal(quiet=True))
+    assert manifest_times(finished) == before
+
+
+def test_an_input_that_is_no_longer_asked_for_is_a_change(finished: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, {"sft": None})
+    assert {station.name: state for station, state in road.station_states(recipe)}["eval"] == "run again"
+
+
+def test_the_seed_of_a_run_can_be_set_anew(finished: Path) -> None:
+    recipe = load_recipe(finished, ["seed=7"])
+    assert (recipe.seed, recipe.train.seed, recipe.tokenizer.seed) == (7, 7, 7)
+
+
+def test_commercial_reaches_conversations_too(recipe_file: Path) -> None:
+    words = ["corpus.commercial=true", "sft.data=[{path: talk.jsonl, license: CC-BY-NC-4.0}]"]
+    with pytest.raises(UserError, match=r"sft\.data\.0: the licence CC-BY-NC-4\.0 does not allow commercial use"):
+        load_recipe(recipe_file, words)

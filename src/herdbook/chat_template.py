@@ -3,15 +3,19 @@
 The surroundings are those of Hugging Face's `apply_chat_template` (trimmed blocks, `raise_exception`, `strftime_now`, plain
 `tojson`, `{% generation %}`, `{% break %}`), so that the same template gives the same text. The environment is Jinja's
 immutable sandbox: no attribute of Python's insides, no change of what is passed in. On top of that there are bounds on the
-size of the template, on its arithmetic, on how far its loops over `range` run, and on what it writes.
+size of the template, on its arithmetic, on the steps it may run, and on what it writes. (Texts joined by `~` are bounded
+by the steps alone: load folders of people you do not trust where memory is limited.)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 import jinja2
@@ -26,6 +30,7 @@ from herdbook.errors import UserError
 TEMPLATE_LIMIT = 200_000  # characters of a template; the longest in the wild have some 20,000
 OUTPUT_LIMIT = 20_000_000  # characters a template may render
 LENGTH_LIMIT = 1_000_000  # longest text or list that arithmetic may make in a template
+STEP_LIMIT = 2_000_000  # lines of compiled template that may run; a long conversation takes some thousand
 BIT_LIMIT = 4096  # of a whole number that arithmetic may make
 
 
@@ -43,13 +48,16 @@ class Generation(Extension):
 class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, with bounds on the arithmetic that could eat all memory."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`; raises SecurityError where the result could be huge."""
         if operator == "%" and isinstance(left, str):
             raise SecurityError("formatting text with % is not allowed")
-        if isinstance(left, int) and isinstance(right, int):
+        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+            if len(left) + len(right) > OUTPUT_LIMIT:
+                raise SecurityError("a text or list grows too long")
+        elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > BIT_LIMIT:
                 raise SecurityError("a number grows too large")
@@ -80,6 +88,26 @@ def _compiled(source: str) -> jinja2.Template:
     return sandbox.from_string(source)
 
 
+@contextmanager
+def _counted_steps() -> Iterator[None]:
+    """Within the block a template that runs too long is stopped: by lines executed, not by the clock."""
+    left = STEP_LIMIT
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        left -= event == "line"
+        if left < 0:
+            raise SecurityError("it runs too long")
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(former)
+
+
 def render(source: str, names: Mapping[str, Any]) -> str:
     """The text that the template `source` makes of `names`.
 
@@ -89,11 +117,15 @@ def render(source: str, names: Mapping[str, Any]) -> str:
         raise UserError(f"the chat template has {len(source):,} characters, more than {TEMPLATE_LIMIT:,}")
     pieces, length = [], 0
     try:
-        for piece in _compiled(source).generate(dict(names)):
-            pieces.append(piece)
-            length += len(piece)
-            if length > OUTPUT_LIMIT:
-                raise UserError(f"the chat template wrote more than {OUTPUT_LIMIT:,} characters")
+        template = _compiled(source)
+        with _counted_steps():
+            for piece in template.generate(dict(names)):
+                pieces.append(piece)
+                length += len(piece)
+                if length > OUTPUT_LIMIT:
+                    raise UserError(f"the chat template wrote more than {OUTPUT_LIMIT:,} characters")
+    except MemoryError as error:
+        raise UserError("the chat template uses up all memory") from error
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
     except (jinja2.TemplateError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:

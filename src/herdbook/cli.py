@@ -6,6 +6,7 @@ person reads goes to stderr, what a program reads (`--json`, generated text) to 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print facts as JSON on std
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would happen, and do nothing")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only warnings and errors")]
 Commercial = Annotated[bool, typer.Option("--commercial", help="refuse sources whose licence forbids commercial use")]
-Workers = Annotated[int | None, typer.Option(help="processes to use; the number of cores if not given")]
+Workers = Annotated[int | None, typer.Option(min=1, help="processes to use; the number of cores if not given")]
 Out = Annotated[Path | None, typer.Option(help="the folder to write to")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a run's folder")]
 
@@ -93,7 +94,7 @@ def run(
 def quickstart(
     words: Words = None, dry_run: DryRun = False, workers: Workers = None, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
-    """Raise a small model from the text that is on every machine: about six minutes on two cores."""
+    """Raise a small model from the text that is on every machine: about five minutes on two cores."""
     from herdbook import road
     from herdbook.console import emit
     from herdbook.recipe import load_recipe
@@ -253,7 +254,7 @@ def generate(
     """Continue a text."""
     from herdbook.verbs import talk
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = sys.stdin.buffer.read().decode("utf-8", errors="replace") if prompt == "-" else prompt
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
                 "seed": seed, "stop": tuple(stop or ())}  # fmt: skip
     talk.generate(model, text, settings, n, as_json=as_json)
@@ -312,8 +313,14 @@ def doctor(as_json: AsJson = False) -> None:
     verb.show(_terminal(as_json=as_json))
 
 
-models = typer.Typer(no_args_is_help=True, help="The catalogue of model families and sizes.")
+models = typer.Typer(invoke_without_command=True, help="The catalogue of model families and sizes.")
 app.add_typer(models, name="models")
+
+
+@models.callback()
+def _models(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        models_ls()
 
 
 @models.command("ls")
@@ -356,8 +363,9 @@ def main() -> None:
         sys.stderr.write("\ninterrupted: run the same command again to go on from the last finished part\n")
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        # Whoever read our output has seen enough; end quietly, as other tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         sys.exit(_explain(error))
 

@@ -100,6 +100,8 @@ def parse_yaml(text: str, source: str) -> Draft:
 def _construct(node: yaml.Node, path: KeyPath, draft: Draft) -> Any:
     """The value of a YAML node; notes where each key stands, and keys given twice."""
     draft.marks.setdefault(path, f"{draft.source}:{node.start_mark.line + 1}")
+    if len(path) > 64:
+        raise yaml.MarkedYAMLError(problem="nested too deeply (an alias may not hold itself)", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:

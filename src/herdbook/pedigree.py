@@ -178,7 +178,12 @@ def is_current(folder: Path, config: dict[str, Any], inputs: Iterable[tuple[Path
         if not path.is_file() or path.stat().st_size != row["bytes"]:
             return False
     recorded = {item["path"]: item for item in manifest["inputs"]}
-    return all(_unchanged(path, role, folder, recorded) for path, role in inputs)
+    asked = list(inputs)
+    # What was read then and is not asked for now counts as a change too; things without a path are not on disk to compare.
+    on_disk = {path for path, item in recorded.items() if item["bytes"] or "mtime_ns" in item}
+    if on_disk - {_relative(path, folder) for path, _ in asked}:
+        return False
+    return all(_unchanged(path, role, folder, recorded) for path, role in asked)
 
 
 def _unchanged(path: Path, role: str, folder: Path, recorded: dict[str, dict[str, Any]]) -> bool:

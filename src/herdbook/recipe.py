@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from herdbook.align.config import SftConfig
 from herdbook.config import Config, Draft, apply_overrides, build, parse_path, read_yaml, set_value
 from herdbook.corpus.config import CorpusConfig
 from herdbook.errors import UserError
 from herdbook.evals.config import EvalConfig
+from herdbook.facts.licenses import find_expression
 from herdbook.model.config import ModelConfig
 from herdbook.tokens.config import TokenizerConfig, TokensConfig
 from herdbook.train.config import TrainConfig
@@ -43,6 +44,18 @@ class Recipe(Config):
     train: TrainConfig = Field(TrainConfig(), description="pre-training")
     sft: SftConfig | None = Field(None, description="fine-tuning on conversations; left out, the base model is the result")
     eval: EvalConfig = Field(EvalConfig(), description="what to measure at the end")
+
+    @model_validator(mode="after")
+    def _commercial_throughout(self) -> Self:
+        if self.corpus is None or not self.corpus.commercial:
+            return self
+        licenses = {f"sft.data.{n}": data.license for n, data in enumerate(self.sft.data if self.sft else [])}
+        if self.tokenizer.license is not None:
+            licenses["tokenizer"] = self.tokenizer.license
+        for where, license_id in licenses.items():
+            if not find_expression(license_id).commercial:
+                raise ValueError(f"{where}: the licence {license_id or 'unknown'} does not allow commercial use")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -126,4 +139,9 @@ def shipped_recipe(name: str) -> Path | None:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default filled in, so that the run stands by itself."""
     head = "# The resolved recipe of this run: defaults, the recipe it was started from and key=value words, in one.\n"
-    return head + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = recipe.model_dump(mode="json")
+    for section in SECTIONS:
+        # A section that follows the run's seed goes on following it when that is set anew.
+        if values[section] is not None and values[section].get("seed") == recipe.seed:
+            del values[section]["seed"]
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)

@@ -7,6 +7,7 @@ hash. A station that is to be made anew never overwrites what it made before: th
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,8 +50,10 @@ class Station:
     def inputs(self, recipe: Recipe, folders: Mapping[str, Path]) -> list[tuple[Path, str]]:
         """The folders and files it reads, with their roles."""
         if self.name == "corpus":
-            from herdbook.corpus.curate import input_paths
+            from herdbook.corpus.curate import input_paths, require_sources
 
+            if recipe.corpus is not None:
+                require_sources(recipe.corpus)
             return [(path, "source") for path in input_paths(recipe.corpus)] if recipe.corpus else []
         read = [(folders[name], name) for name in (*self.needs, *self.may_use) if name in folders]
         if self.name == "tokenizer" and recipe.tokenizer.path is not None:
@@ -99,7 +102,7 @@ def _eval(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, workers
     from herdbook.evals.run import evaluate
 
     names: tuple[str, ...] = ("pretrain", "sft")
-    models = {name: folders[name] for name in names if name in folders}
+    models = {folders[name].resolve().name: folders[name] for name in names if name in folders}
     evaluate(recipe.eval, models, out, terminal, corpus=folders.get("corpus"))
 
 
@@ -210,8 +213,9 @@ def run_station(
     if not forced and pedigree.is_current(out, config, inputs):
         terminal.say("  done and unchanged: skipped")
         return
-    mark = {"config": sha256_json(config), "inputs": _input_hashes(inputs, out)}
-    if forced or not _may_resume(out, mark):
+    mark = {"config": sha256_json(config), "inputs": _input_hashes(inputs, out), "forced": forced}
+    _refuse_foreign(out, [*folders.values(), *(path for path, _ in inputs)])
+    if not _may_resume(out, mark):
         _set_aside(out, terminal)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / STARTED, mark)
@@ -220,27 +224,46 @@ def run_station(
     terminal.say(f"  done in {human_seconds(pedigree.read(out)['wall_s'])}", style="dim")
 
 
-def _input_hashes(inputs: list[tuple[Path, str]], out: Path) -> dict[str, str]:
-    return {str(path): pedigree.fingerprint(path, role, out).sha256 for path, role in inputs}
+def _input_hashes(inputs: list[tuple[Path, str]], out: Path) -> list[list[str]]:
+    return sorted([role, pedigree.fingerprint(path, role, out).sha256] for path, role in inputs)
+
+
+def _refuse_foreign(out: Path, read: Iterable[Path]) -> None:
+    """Never write into a folder that is not ours, nor into one that is read from."""
+    place = out.resolve()
+    for path in read:
+        source = path.resolve()
+        if source == place or source.is_relative_to(place) or (place.is_relative_to(source) and not pedigree.exists(source)):
+            raise UserError(
+                f"this would write to what it reads ({path})", where=out, todo="choose another folder with --out DIR"
+            )
+    ours = pedigree.exists(out) or (out / STARTED).is_file() or any(out.glob("checkpoint-*/checkpoint.json"))
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("there is something here already that herdbook did not make", where=out,
+                        todo="choose an empty or new folder with --out DIR")  # fmt: skip
 
 
 def _may_resume(out: Path, mark: dict[str, Any]) -> bool:
     """Whether an unfinished attempt at exactly this lies in the folder (or nothing at all does)."""
     if not out.exists() or not any(out.iterdir()):
         return True
-    return (out / STARTED).is_file() and not pedigree.exists(out) and read_json(out / STARTED) == mark
+    if pedigree.exists(out) or not (out / STARTED).is_file():
+        return False
+    before = read_json(out / STARTED)
+    # What `--from` began may be gone on with by `--from` or without; what began without it is made anew by it.
+    return all(before.get(key) == mark[key] for key in ("config", "inputs")) and (before.get("forced") or not mark["forced"])
 
 
 def _set_aside(out: Path, terminal: Terminal) -> None:
-    """Move what an earlier run with other settings made out of the way; nothing is deleted."""
+    """Move what an earlier run with other settings made out of the way; only an attempt that left nothing is deleted."""
     if not out.exists() or not any(out.iterdir()):
         return
     if not pedigree.exists(out) and not list(out.glob("checkpoint-*")):
-        shutil.rmtree(out)  # an unfinished attempt without anything to go on from
+        shutil.rmtree(out)  # ours, as `_refuse_foreign` saw, unfinished and without anything to go on from
         return
     shelf = out.parent / "replaced"
     shelf.mkdir(exist_ok=True)
-    number = 1 + sum(1 for _ in shelf.glob(f"{out.name}-*"))
+    number = next(number for number in itertools.count(1) if not (shelf / f"{out.name}-{number}").exists())
     out.rename(shelf / f"{out.name}-{number}")
     terminal.say(f"  settings or inputs changed: the former {out.name} moves to {shelf / f'{out.name}-{number}'}")
 

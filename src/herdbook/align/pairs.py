@@ -53,12 +53,20 @@ def corpus_pairs(corpus: Path, cfg: PairsConfig) -> list[Conversation]:
     return _cap({source: list(_unambiguous(pairs.values())) for source, pairs in by_source.items()}, cfg.max_pairs)
 
 
+def _host(url: str) -> str:
+    """The host of an address; empty for what is none (crawls hold every kind of nonsense)."""
+    try:
+        return urlparse(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def document_pairs(row: dict[str, Any], *, max_answer: int) -> list[Conversation]:
     """The pairs that one document gives; none when it has no form that is known."""
     url = row.get("url") or ""
     if url.startswith("pydoc://"):
         pairs = _docstring_pairs(row["text"], row["id"], max_answer)
-    elif (urlparse(url).hostname or "").endswith("wikipedia.org"):
+    elif f".{_host(url)}".endswith(".wikipedia.org"):
         pairs = _article_pairs(row, url)
     else:
         return []

@@ -151,8 +151,9 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
         task = _task(cfg, training, chat, context=context, rows_per_step=rows_per_step)
         before = checkpoint.facts["machine"] if checkpoint is not None else None
         machine = decide(cfg, flops=per_token * task.steps * task.tokens_per_step, before=before)
+        wanted = cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(cfg.micro_batch)
         task.micro_batch = micro_batch_size(
-            cfg.micro_batch, sequences=rows_per_step, context=context, model=shape, device=machine.device, dtype=machine.dtype
+            wanted, sequences=rows_per_step, context=context, model=shape, device=machine.device, dtype=machine.dtype
         )
         plan = write_plan(task, shape, machine, out, context=context, micro_batch=task.micro_batch,
                           epochs={"conversations": task.describe()["samples_seen"] / len(training)})  # fmt: skip
@@ -161,7 +162,9 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
             rec.add_input(path, role)
         _note_data(cfg, training, skipped, out, rec)
         _note_licenses(cfg, model, training, rec)
-        setting = Setting(identity, per_token, machine.peak_flops(), validate=_validation(aside, task))
+        setting = Setting(
+            identity, per_token, machine.peak_flops(), validate=_validation(aside, task), micro_batch=task.micro_batch
+        )
         network = load_folder(model)
         outcome = train(network, task, cfg, setting, machine, out, terminal, checkpoint=checkpoint)
         terminal.say(write_model(network, outcome, setting, machine, task, out, rec, tokenizer=chat.tokenizer))

@@ -85,6 +85,16 @@ def input_paths(cfg: CorpusConfig) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
+def require_sources(cfg: CorpusConfig) -> None:
+    """Raise UserError for a path of the recipe that leads nowhere, before anything is read or moved."""
+    for index, source in enumerate(cfg.sources):
+        for skip in source_files(source)[1]:
+            if skip.reason == "name_not_utf8":
+                continue
+            what = "there are no files to read here" if skip.reason == "no_files" else "there is no such file or folder"
+            raise UserError(f"{what} (corpus.sources.{index}.path)", where=skip.where, todo="check the path")
+
+
 def _refuse_licenses(cfg: CorpusConfig) -> None:
     """With `commercial`, refuse sources whose licence forbids it before anything is read."""
     for index, source in enumerate(cfg.sources):

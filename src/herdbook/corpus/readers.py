@@ -41,14 +41,26 @@ def source_files(source: Source) -> tuple[list[tuple[Path, Path]], list[Skip]]:
         if path.is_dir():
             found = [(file, path) for file in sorted(path.rglob("*")) if _wanted(file, path, source.format)]
         elif path.exists():
-            found = [(path, path.parent)]
+            found = [(path, path.parent)] if path.is_file() else []  # devices and pipes may never end
         else:
             matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  the pattern may be absolute
             found = [(file, file.parent) for file in matches if file.is_file()]
-        if not found:
+        odd = [file for file, _ in found if not _is_text(str(file))]
+        missing += [Skip("name_not_utf8", repr(str(file))) for file in odd]
+        found = [(file, root) for file, root in found if file not in odd]
+        if not found and not odd:
             missing.append(Skip("no_files" if path.is_dir() else "missing_path", text))
         files += found
     return files, missing
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, so that ids and ledgers can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wanted(file: Path, root: Path, format_: Format) -> bool:
@@ -227,7 +239,7 @@ def _read_parquet(path: Path, source: Source) -> Iterator[Item]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _from_row(row, f"{path} row {number}", f"{source.name}/{path.name}:{number}", source)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, PermissionError):
             raise
         yield Skip("broken_file", str(path), detail=str(error))

@@ -88,9 +88,11 @@ def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material
         if corpus is None:
             material.skipped[task] = "no corpus with held-out documents was given"
         elif task == bpb.TASK:
-            material.sample = bpb.heldout_sample(
-                corpus, documents=cfg.documents, document_bytes=cfg.document_bytes, seed=cfg.seed
-            )
+            sample = bpb.heldout_sample(corpus, documents=cfg.documents, document_bytes=cfg.document_bytes, seed=cfg.seed)
+            if sample.documents:
+                material.sample = sample
+            else:
+                material.skipped[task] = "the corpus holds no document back (corpus.heldout)"
         else:
             source = cfg.docstring_source if task == "docstring_choice" else cfg.prose_source
             quiz = choice.build_quiz(task, corpus, source, limit=cfg.limit, seed=cfg.seed)

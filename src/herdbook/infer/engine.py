@@ -342,7 +342,10 @@ class Engine:
             if longer:
                 branches = trunk.select([roots[number] for number in longer])
                 rows = [list(part[number][1][:-1]) for number in longer]
-                hidden_RTD = self.model.hidden(_padded(rows, self._device), cache=branches)
+                tokens_RT = _padded(rows, self._device)
+                # Padding behind a short row may lie past the context; nobody reads it, but learned positions end there.
+                positions_RT = branches.positions(tokens_RT.shape[1]).clamp(max=self.context - 1)
+                hidden_RTD = self.model.hidden(tokens_RT, positions_BT=positions_RT, cache=branches)
                 for place, number in enumerate(longer):
                     hidden[number] = torch.cat((hidden[number], hidden_RTD[place, : len(rows[place])]))
             continuations = [continuation for _, continuation in part]

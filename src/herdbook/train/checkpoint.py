@@ -10,12 +10,11 @@ have written: torch's format has a pickled index.
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import xxhash
@@ -23,7 +22,7 @@ from torch import nn
 
 from herdbook.console import Terminal
 from herdbook.errors import UserError
-from herdbook.files import atomic_folder, read_json, write_json, write_text
+from herdbook.files import atomic_folder, read_json, sync, write_json, write_text
 from herdbook.units import human_bytes
 
 if TYPE_CHECKING:
@@ -40,12 +39,17 @@ class Checkpoint:
 
     Attributes:
         step: updates done when it was written.
-        facts: what else the loop noted (`identity`, `resolved`, `elapsed_s`).
+        facts: what else the loop noted: `seed`, `identity`, `machine`, `micro_batch`, `elapsed_s`, `validation`.
     """
 
     path: Path
     step: int
     facts: dict[str, Any]
+
+    def micro_batch(self, wanted: Literal["auto"] | int) -> Literal["auto"] | int:
+        """What the config wants, or for `auto` what it came to before: sums in another order would round differently."""
+        found: Literal["auto"] | int = self.facts.get("micro_batch") or wanted
+        return found if wanted == "auto" else wanted
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
@@ -65,14 +69,6 @@ def _hash_file(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -100,8 +96,8 @@ def save_checkpoint(
             raise _not_written(target, error) from error
         files = {path.name: {"bytes": path.stat().st_size, "xxh3": _hash_file(path)} for path in sorted(state.iterdir())}
         write_json(aside / FACTS, {"version": 1, "step": step, "files": files, **facts})
-        _sync(state)
-        _sync(aside)
+        sync(state)
+        sync(aside)
     write_text(out / LATEST, target.name + "\n")
     # What is newer than this one was found broken when the run was taken up again, or it would have gone on from there.
     earlier = [old for old in _steps_on_disk(out) if old <= step]
@@ -165,13 +161,6 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
                         todo="train into another folder, or delete this one's checkpoints") from error  # fmt: skip
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
-
-
-def discard_checkpoints(out: Path) -> None:
-    """Delete all checkpoints in `out`, so that the next run there starts anew."""
-    (out / LATEST).unlink(missing_ok=True)
-    for step in _steps_on_disk(out):
-        shutil.rmtree(checkpoint_path(out, step))
 
 
 def require_same(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:

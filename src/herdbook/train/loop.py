@@ -235,7 +235,8 @@ class _Loop:
         assert self.log is not None
         self.log.sync()
         facts = {"seed": self.cfg.seed, "elapsed_s": self.elapsed_s, "validation": self.validation,
-                 "identity": self.setting.identity, "machine": self.machine.as_dict()}  # fmt: skip
+                 "identity": self.setting.identity, "machine": self.machine.as_dict(),
+                 "micro_batch": self.setting.micro_batch}  # fmt: skip
         save_checkpoint(self.out, self.step, self.model, self.optimizer, facts, keep=self.cfg.keep_checkpoints)
         self.saved_step = self.step
 

@@ -125,14 +125,15 @@ def pretrain(
         per_token = shape.flops_per_token(context)
         before = checkpoint.facts["machine"] if checkpoint is not None else None
         machine = decide(cfg, flops=per_token * cfg.steps * cfg.tokens_per_step, before=before)
-        size = micro_batch_size(cfg.micro_batch, sequences=sequences, context=context, model=shape, device=machine.device,
+        wanted = cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(cfg.micro_batch)
+        size = micro_batch_size(wanted, sequences=sequences, context=context, model=shape, device=machine.device,
                                 dtype=machine.dtype)  # fmt: skip
         task = Pretraining(mixture, cfg.steps, sequences, context, size, cfg.document_mask)
         plan = write_plan(task, shape, machine, out, context=context, micro_batch=size, epochs=task.epochs())
         plan.show(terminal)
         separator = int(index["separator_id"])
         validate = load_validation(corpus, words, separator_id=separator, context=context, sequences=cfg.eval_sequences)
-        setting = Setting(identity, per_token, machine.peak_flops(), _bytes_per_token(index), validate)
+        setting = Setting(identity, per_token, machine.peak_flops(), _bytes_per_token(index), validate, size)
         network = Decoder(shape)
         network.init_weights(torch.Generator().manual_seed(cfg.seed))
         outcome = train(network, task, cfg, setting, machine, out, terminal, checkpoint=checkpoint)

@@ -56,6 +56,7 @@ class Setting:
         peak_flops: measured rate of the machine for the precision in use, FLOP/s; None leaves that share out.
         bytes_per_token: text bytes a token stands for, to show bits per byte; None leaves them out.
         validate: looks at held-out text: {"val_loss": nats a token, "val_bits_per_byte": …}; None looks at none.
+        micro_batch: sequences computed at once, kept with checkpoints.
         resume_hint: the words that tell a person how to go on after an interruption.
     """
 
@@ -64,6 +65,7 @@ class Setting:
     peak_flops: float | None = None
     bytes_per_token: float | None = None
     validate: Callable[[Decoder], dict[str, float]] | None = None
+    micro_batch: int | None = None
     resume_hint: str = "run the same command again to go on from there"
 
 

@@ -8,9 +8,10 @@ import yaml
 
 from herdbook.console import Terminal
 from herdbook.errors import UserError
-from herdbook.facts.licenses import find_license
+from herdbook.facts.licenses import find_expression
 from herdbook.files import write_text
 from herdbook.recipe import recipes_folder
+from herdbook.verbs.names import ascii_name, names_for
 
 EXAMPLE = [("pages", "crawl/*.warc.gz")]
 
@@ -20,8 +21,8 @@ def write_recipe(path: Path, sources: list[str], license_id: str | None, *, forc
     if path.exists() and not force:
         raise UserError("there is a recipe here already", where=path, todo="choose another name, or --force to replace it")
     if license_id is not None:
-        license_id = find_license(license_id).id
-    named = [(_name(source), source) for source in sources] or EXAMPLE
+        license_id = find_expression(license_id).id
+    named = [(name, path) for name, path in names_for(sources).items()] or EXAMPLE
     for _, source in named if sources else []:
         if not any(mark in source for mark in "*?[") and not Path(source).exists():
             raise UserError("there is no such source", where=source, todo="check the path")
@@ -32,15 +33,9 @@ def write_recipe(path: Path, sources: list[str], license_id: str | None, *, forc
     )
     begin, end = template.index("    - name:"), template.index("  # end of sources\n")
     text = template[:begin] + listing + template[end + len("  # end of sources\n") :]
-    write_text(path, text.replace("name: my-run", f"name: {_name(path.name)}", 1))
+    write_text(path, text.replace("my-run", _quoted(ascii_name(path.name, "run"))))
     terminal.say(f"wrote {path}")
     terminal.say(f"  → look it over, then: herdbook run {path} --dry-run")
-
-
-def _name(source: str) -> str:
-    stem = Path(source.rstrip("/*")).name.split(".")[0].replace("*", "")
-    clean = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem).strip("-")
-    return clean or "pages"
 
 
 def _quoted(text: str) -> str:

@@ -12,6 +12,7 @@ from herdbook.console import Terminal, emit
 from herdbook.errors import UserError, user_errors
 from herdbook.recipe import Recipe, build_recipe, load_recipe, recipes_folder
 from herdbook.verbs import dry
+from herdbook.verbs.names import names_for
 
 # What a station standing alone takes its target to be.
 MAIN_INPUT = {"tokenizer": "corpus", "tokens": "corpus", "pretrain": "tokens", "sft": "pretrain", "eval": "pretrain"}
@@ -29,7 +30,7 @@ def curate(
     if len(files) == 1 and _is_recipe(files[0]):
         work("corpus", files[0], words, out, terminal, dry_run=dry_run, workers=workers)
         return
-    sources = [{"name": name, "path": path} for name, path in _named(files).items()]
+    sources = [{"name": name, "path": path} for name, path in names_for(files).items()]
     recipe = build_recipe(Draft(values={"corpus": {"sources": sources}}, source="command line"), words)
     _run_one(road.BY_NAME["corpus"], recipe, {}, out or Path("corpus"), terminal, dry_run=dry_run, workers=workers)
 
@@ -55,7 +56,7 @@ def work(
         folder = recipe.folder
         folders = {other.name: folder / other.name for other in road.STATIONS if pedigree.exists(folder / other.name)}
         with user_errors(), road.locked(folder):
-            if not dry_run and not (folder / "recipe.yaml").exists():
+            if not dry_run and out is None:
                 road.keep_recipe(recipe)
             _run_one(station, recipe, folders | given, out or folder / name, terminal, dry_run=dry_run, workers=workers)
         return
@@ -102,15 +103,3 @@ def _is_recipe(target: str) -> bool:
     if path.suffix in (".yaml", ".yml"):
         return True
     return (path / "recipe.yaml").is_file() or (not path.exists() and (recipes_folder() / f"{target}.yaml").is_file())
-
-
-def _named(files: list[str]) -> dict[str, str]:
-    """A name for each path: its stem, numbered where two are alike."""
-    named: dict[str, str] = {}
-    for file in files:
-        stem = Path(file).name.split(".")[0] or "source"
-        name, number = stem, 2
-        while name in named:
-            name, number = f"{stem}-{number}", number + 1
-        named[name] = file
-    return named

@@ -38,7 +38,7 @@ def generate(path: str, prompt: str, settings: dict[str, Any], n: int, *, as_jso
         emit({"model": lm.source, "prompt": prompt, "seed": first, "completions": texts})
         return
     for index in range(n):
-        _flow([prompt] if index == 0 or n > 1 else [])
+        _flow([prompt])
         _flow(lm.stream(prompt, seed=first + index, **settings))
         _flow(["\n" if index == n - 1 else "\n\n---\n\n"])
 
@@ -86,8 +86,8 @@ def _ask() -> str | None:
         except (EOFError, KeyboardInterrupt):
             sys.stderr.write("\n")
             return None
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
+    line = sys.stdin.buffer.readline()
+    return line.decode("utf-8", errors="replace").rstrip("\n") if line else None
 
 
 def _reply(
@@ -98,7 +98,8 @@ def _reply(
     None when the last message alone is longer than the context.
     """
     assert lm.tokenizer is not None
-    while len(messages) > 1 and len(lm.tokenizer.encode_chat(messages)) + settings["max_tokens"] > lm.config.context:
+    reserve = min(settings["max_tokens"], lm.config.context // 4)
+    while len(messages) > 1 and len(lm.tokenizer.encode_chat(messages)) + reserve > lm.config.context:
         drop = 1 if messages[0]["role"] == "system" else 0
         if len(messages) <= drop + 1:
             break
