@@ -157,7 +157,7 @@ def test_templates_render_as_in_transformers(template: str, tmp_path: Path) -> N
 
 HOSTILE = {
     "loops in loops": "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a list that doubles": "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    "a text that doubles": "{% set n = namespace(x='xx') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "reaches into python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "changes the messages": "{{ messages.append(1) }}",
     "long text": "{{ 'a' * 10 ** 9 }}",
