@@ -208,3 +208,11 @@ def test_missing_and_broken_companions(tmp_path: Path) -> None:
         Tokenizer.load(folder_with(tmp_path, generation_config__json="[]"))
     with pytest.raises(UserError, match="not valid JSON"):
         Tokenizer.load(folder_with(tmp_path, generation_config__json="{"))
+
+
+@given(st.text(max_size=30))
+def test_documents_cannot_write_special_tokens(text: str) -> None:
+    special = next(iter(BYTES.special_ids))
+    written = BYTES.decode([special], skip_special=False)
+    assert special in BYTES.encode(text + written)
+    assert not set(BYTES.encode_document(text + written)) & BYTES.special_ids

@@ -120,6 +120,19 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of text nobody vouches for, as training shards hold it: special tokens written out in it are plain text."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _plain(self) -> Any:
+        plain = tokenizers.Tokenizer.from_str(self._definition)
+        plain.no_truncation()
+        plain.no_padding()
+        plain.encode_special_tokens = True
+        return plain
+
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that a model is to continue: with the token that begins a text, where the tokenizer wants one."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids

@@ -118,7 +118,7 @@ def bits_per_byte(
     owners: list[int] = []
     lengths: list[int] = []
     for index, document in enumerate(sample.documents):
-        tokens = subject.tokenizer.encode(document.text)
+        tokens = subject.tokenizer.encode_document(document.text)
         cut = windows(tokens, subject.separator, subject.context, overlap)
         requests += cut
         owners += [index] * len(cut)

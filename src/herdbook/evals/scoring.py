@@ -46,6 +46,9 @@ class TextCoder(Protocol):
     def encode(self, text: str, /) -> list[int]:
         """The ids of a text, without special tokens added."""
 
+    def encode_document(self, text: str, /) -> list[int]:
+        """The ids of a document, as training shards hold it."""
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -90,10 +90,10 @@ def _choose(corpus: Path, count: int) -> list[str]:
 
 def _cut(tokenizer: Tokenizer, text: str, context: int) -> tuple[list[int], int]:
     """At most `context` tokens from the start of a text that end between characters, and the bytes they stand for."""
-    ids = tokenizer.encode(text[: 16 * context])
+    ids = tokenizer.encode_document(text[: 16 * context])
     if len(ids) <= context and len(text) <= 16 * context:
         return ids, len(text.encode())
     ids = ids[:context]
-    while ids and (tail := tokenizer.decode(ids)).endswith("\ufffd"):
+    while ids and (tail := tokenizer.decode(ids, skip_special=False)).endswith("\ufffd"):
         ids = ids[:-1]
     return ids, len(tail.encode()) if ids else 0
