@@ -58,7 +58,9 @@ class EvalConfig(Config):
         lt=1,
         description="text longer than the context is scored in windows that share this much with the one before",
     )
-    limit: Count | None = Field(250, ge=1, description="at most so many questions a multiple-choice task; null: all that 4,000 documents give")
+    limit: Count | None = Field(
+        250, ge=1, description="questions a multiple-choice task at most; null: all that 4,000 documents give"
+    )
     docstring_source: str = Field("docstrings", description="the source whose documents are a signature and its docstring")
     prose_source: str = Field("wikipedia", description="the source of prose for continuation_choice")
     prompts: list[Annotated[PromptConfig, BeforeValidator(_prompt)]] = Field(
