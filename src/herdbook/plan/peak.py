@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +32,6 @@ def training_dtype(device: str = "cpu") -> Literal["float32", "bfloat16"]:
     return "bfloat16" if BFLOAT16_FLAGS & cpu_flags() else "float32"
 
 
-@cache
 def cpu_flags() -> frozenset[str]:
     """The features this processor announces; none where the system does not list them."""
     try:
