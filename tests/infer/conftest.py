@@ -23,6 +23,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "gqa": {"n_kv_heads": 2},
     "mqa": {"n_kv_heads": 1, "tied": False},
     "learned": {"positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True},
+    "post": {"positions": "learned", "norm": "layernorm", "norm_place": "post", "activation": "relu", "embed_dim": 20},
+    "alibi": {"positions": "alibi", "norm": "layernorm", "embed_norm": True, "n_kv_heads": 2},
+    "alibi-falcon": {"positions": "alibi", "alibi_falcon": True, "norm": "layernorm", "bias": True},
+    "parallel": {"block": "parallel_two_norms", "norm": "layernorm", "rope_fraction": 0.5, "n_kv_heads": 1},
+    "interleaved": {"block": "parallel_one_norm", "rope_interleaved": True, "rope_scaling": "linear", "rope_factor": 2.0},
 }
 CONTEXT = 40
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herdbook.model.attention import Sight, attention, attention_reference
+from herdbook.model.attention import SHORT, Sight, alibi_slopes, attention, attention_reference, with_alibi
 
 
 @settings(deadline=None)
@@ -36,3 +36,65 @@ def test_one_query_without_mask_sees_every_key(heads: int) -> None:
     sight = Sight(causal=False)
     torch.testing.assert_close(attention(q, k, v, sight), attention_reference(q, k, v, sight))
     torch.testing.assert_close(attention(q, k, v, sight), attention(q, k, v, Sight(torch.ones(2, 1, 1, 9, dtype=torch.bool))))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 8, 12, 40, 71, 112])
+@pytest.mark.parametrize("most", [8.0, 16.0])
+def test_slopes_follow_the_paper(heads: int, most: float) -> None:
+    power = 2 ** (heads.bit_length() - 1)
+    slopes = [2 ** (-most * (i + 1) / power) for i in range(power)]
+    # The paper's code: of the next power of two every second slope, the first one included, fills up.
+    slopes += [2 ** (-most * (2 * i + 1) / (2 * power)) for i in range(heads - power)]
+    assert alibi_slopes(heads, most).tolist() == pytest.approx(slopes, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kv_heads=st.integers(1, 3), group=st.integers(1, 3), queries=st.integers(1, 7), earlier=st.integers(0, 5),
+    falcon=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_bias_equals_the_reference(kv_heads: int, group: int, queries: int, earlier: int, falcon: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    heads, keys = kv_heads * group, queries + earlier
+    q = torch.randn(2, heads, queries, 8, generator=generator)
+    k, v = torch.randn(2, 2, kv_heads, keys, 8, generator=generator)
+    places = torch.arange(keys)[None]
+    sight = with_alibi(
+        Sight(causal=queries > 1 or earlier == 0), alibi_slopes(heads), places[:, earlier:], places,
+        head_width=8, dtype=torch.float32, falcon=falcon,
+    )  # fmt: skip
+    torch.testing.assert_close(attention(q, k, v, sight), attention_reference(q, k, v, sight), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_columns_give_what_a_bias_gives(heads: tuple[int, int], packed: bool) -> None:
+    """From SHORT keys on, 16-bit ALiBi goes into the dot product; it must be as near to float32's bias as a 16-bit bias is."""
+    queries, keys, time = *heads, SHORT + 60
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, queries, time, 16, generator=generator)
+    k, v = torch.randn(2, 1, keys, time, 16, generator=generator)
+    places, sight = torch.arange(time)[None], Sight()
+    if packed:
+        documents = (places > 200).long()
+        mask = (documents[:, :, None] == documents[:, None]) & torch.ones(time, time, dtype=torch.bool).tril()
+        places, sight = torch.where(places > 200, places - 201, places), Sight(mask[:, None], causal=False)
+    slopes, rough = alibi_slopes(queries), [x.bfloat16() for x in (q, k, v)]
+    exact = with_alibi(sight, slopes, places, places, head_width=16, dtype=torch.float32)
+    columns = with_alibi(sight, slopes, places, places, head_width=16, dtype=torch.bfloat16)
+    assert exact.columns is None
+    assert columns.bias is None
+    assert columns.columns is not None
+    wanted = attention_reference(*(x.float() for x in rough), exact)
+    torch.testing.assert_close(attention(*rough, columns).float(), wanted, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(attention_reference(*(x.float() for x in rough), columns), wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_falcon_rounds_as_it_was_trained() -> None:
+    """Scores plus a bfloat16 bias, both over the root of the width; written out with plain numbers."""
+    slopes, places = alibi_slopes(3), torch.arange(301)[None]
+    sight = with_alibi(Sight(), slopes, places, places, head_width=16, dtype=torch.float32, falcon=True)
+    assert sight.bias is not None
+    wanted = torch.tensor(float(slopes[1].bfloat16()) * 300).bfloat16().float() / 4
+    assert sight.bias[0, 1, 300, 300] == wanted
+    assert sight.bias[0, 1, 299, 300] == -torch.inf

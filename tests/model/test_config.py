@@ -23,13 +23,21 @@ shapes = st.fixed_dictionaries(
         "n_kv_heads": st.sampled_from([None, 1, 2]),
         "head_dim": st.sampled_from([None, 8, 24]),
         "d_ff": st.sampled_from([None, 40]),
-        "positions": st.sampled_from(["rope", "learned"]),
-        "norm": st.sampled_from(["rmsnorm", "layernorm"]),
+        "embed_dim": st.sampled_from([None, 24]),
+        "positions": st.sampled_from(["rope", "learned", "alibi"]),
+        "norm": st.sampled_from(["rmsnorm", "layernorm", "layernorm_low_precision"]),
+        "block": st.sampled_from(["sequential", "parallel_one_norm", "parallel_two_norms"]),
+        "norm_place": st.sampled_from(["pre", "post"]),
+        "embed_norm": st.booleans(),
+        "qk_norm": st.booleans(),
         "activation": st.sampled_from(["swiglu", "gelu", "gelu_tanh", "relu"]),
         "bias": st.booleans(),
+        "attn_bias": st.sampled_from([None, True, False]),
+        "ff_bias": st.sampled_from([None, True, False]),
         "tied": st.booleans(),
+        "head_bias": st.booleans(),
     }
-)
+).filter(lambda row: (row["norm_place"] == "pre" or row["block"] == "sequential") and not (row["tied"] and row["head_bias"]))
 
 
 @settings(deadline=None)
@@ -48,7 +56,7 @@ def test_counted_parameters_are_those_of_the_module(shape: dict[str, object]) ->
 def test_resolved_writes_everything_out_and_changes_no_count(shape: dict[str, object]) -> None:
     cfg = ModelConfig.model_validate({"vocab_size": 64, **shape})
     done = cfg.resolved()
-    assert None not in (done.n_kv_heads, done.head_dim, done.d_ff, done.vocab_size)
+    assert None not in (done.n_kv_heads, done.head_dim, done.d_ff, done.vocab_size, done.embed_dim, done.attn_bias)
     assert done.resolved() == done == ModelConfig.model_validate(done.model_dump(mode="json"))
     assert done.parameters() == cfg.parameters()
 
@@ -76,7 +84,15 @@ def test_configured_vocabulary_is_kept_but_must_hold_the_tokenizer() -> None:
         ({"n_heads": 4, "d_model": 64, "n_kv_heads": 3}, "not a multiple of n_kv_heads"),
         ({"n_heads": 2, "d_model": 64, "n_kv_heads": 4}, "not a multiple of n_kv_heads"),
         ({"d_model": 9, "n_heads": 3}, "must be even"),
-        ({"position_offset": 2}, "learned positions only"),
+        ({"position_offset": 2}, "position_offset is for positions: learned"),
+        ({"alibi_max": 16}, "alibi_max is for positions: alibi"),
+        ({"positions": "alibi", "rope_theta": 1e6}, "rope_theta is for positions: rope"),
+        ({"rope_factor": 2.0}, "set both or neither"),
+        ({"rope_scaling": "ntk"}, "set both or neither"),
+        ({"rope_fraction": 0.02}, "must be even"),
+        ({"block": "parallel_one_norm", "norm_place": "post"}, "needs block: sequential"),
+        ({"head_bias": True}, "a head of its own"),
+        ({"norm_bias": True}, "rmsnorm has no bias"),
         ({"n_layers": 0}, "greater than 0"),
         ({"vocab_size": 0}, "not positive"),
         ({"dropout": 1.0}, "less than 1"),

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from herdbook.model.attention import Sight
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder, document_positions, rotary_angles, rotate
 
@@ -80,21 +81,92 @@ def test_more_tokens_than_learned_positions_is_said_plainly() -> None:
 def test_rotary_scores_depend_on_the_distance_only(left: int, right: int, shift: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 16, generator=generator)
+    cfg = ModelConfig(d_model=16, n_heads=1)
 
     def score(at: int, other: int) -> float:
-        turned = [rotate(x, rotary_angles(torch.tensor([[place]]), 16, 1e4)) for x, place in ((q, at), (k, other))]
+        turned = [rotate(x, rotary_angles(torch.tensor([[place]]), cfg)) for x, place in ((q, at), (k, other))]
         return float((turned[0] * turned[1]).sum())
 
     assert score(left, right) == pytest.approx(score(left + shift, right + shift), abs=2e-2)
 
 
 def test_rotary_keeps_float32_angles_for_bfloat16_heads() -> None:
-    cos, _ = rotary_angles(torch.tensor([[100_001]]), 8, 1e4)
+    cfg = ModelConfig(d_model=8, n_heads=1)
+    cos, _ = rotary_angles(torch.tensor([[100_001]]), cfg)
     assert cos.dtype == torch.float32
-    assert (
-        rotate(torch.randn(1, 1, 1, 8, dtype=torch.bfloat16), rotary_angles(torch.tensor([[5]]), 8, 1e4)).dtype
-        == torch.bfloat16
-    )
+    turned = rotate(torch.randn(1, 1, 1, 8, dtype=torch.bfloat16), rotary_angles(torch.tensor([[5]]), cfg))
+    assert turned.dtype == torch.bfloat16
+
+
+def test_interleaved_and_half_split_pairs_are_one_rotation() -> None:
+    cfg, x = ModelConfig(d_model=16, n_heads=1), torch.randn(1, 2, 5, 16)
+    rotary = rotary_angles(torch.arange(5)[None], cfg)
+    halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
+    turned = rotate(halves, rotary)
+    neighbours = torch.stack((turned[..., :8], turned[..., 8:]), -1).flatten(-2)
+    torch.testing.assert_close(rotate(x, rotary, interleaved=True), neighbours)
+
+
+def test_a_part_of_the_head_is_left_alone() -> None:
+    cfg, x = ModelConfig(d_model=16, n_heads=1, rope_fraction=0.25), torch.randn(1, 1, 3, 16)
+    turned = rotate(x, rotary_angles(torch.tensor([[0, 7, 9]]), cfg))
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    assert not torch.isclose(turned[:, :, 1:, :4], x[:, :, 1:, :4]).any()
+
+
+def test_rope_scaling_by_hand() -> None:
+    plain, places = ModelConfig(d_model=16, n_heads=1), torch.tensor([[3, 40]])
+    linear = plain.model_copy(update={"rope_scaling": "linear", "rope_factor": 4.0})
+    assert torch.allclose(rotary_angles(places * 4, linear)[0], rotary_angles(places, plain)[0])
+    # NTK: the fastest pair turns as before, the slowest as slowly as if positions were shrunk by the factor.
+    ntk = plain.model_copy(update={"rope_scaling": "ntk", "rope_factor": 4.0})
+    fast, slow = rotary_angles(places, ntk)[1][..., 0], rotary_angles(places * 4, ntk)[1][..., -1]
+    torch.testing.assert_close(fast, rotary_angles(places, plain)[1][..., 0])
+    torch.testing.assert_close(slow, rotary_angles(places, plain)[1][..., -1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "storywriter", "alibi-gqa"])
+def test_alibi_reads_past_the_context_it_was_made_for(kind: str) -> None:
+    assert MODELS[kind](ids(1, 2 * CONTEXT)).isfinite().all()
+
+
+def test_low_precision_layernorm_differs_in_16_bits_only() -> None:
+    exact, low = (make_decoder("bloom", norm=norm) for norm in ("layernorm", "layernorm_low_precision"))
+    tokens = ids(1, 12)
+    with torch.no_grad():
+        for model in (exact, low):
+            for name, weight in model.named_parameters():
+                if "norm" in name:  # ones and zeros would be the same in 16 bits
+                    weight.normal_(1.0, 0.2, generator=torch.Generator().manual_seed(len(name)))
+    assert torch.equal(exact(tokens), low(tokens))
+    exact.compute_dtype = low.compute_dtype = torch.bfloat16
+    assert not torch.equal(exact(tokens), low(tokens))
+    torch.testing.assert_close(exact(tokens), low(tokens), atol=0.5, rtol=0.1)
+
+
+def test_a_post_norm_block_by_hand() -> None:
+    model, tokens = MODELS["opt-350m"], ids(1, 9)
+    block, x = model.blocks[0], torch.randn(1, 9, 48)
+    middle = block.attn_norm(x + block.attn(x, None, Sight(), None))
+    torch.testing.assert_close(block(x, None, Sight()), block.ff_norm(middle + block.ff(middle)))
+    assert model.norm is None
+    assert model.embed.weight.shape == (VOCABULARY, 20)
+    assert model(tokens).shape == (1, 9, VOCABULARY)
+
+
+def test_parallel_blocks_by_hand() -> None:
+    x = torch.randn(1, 5, 48)
+    for kind, other in (("palm", "attn_norm"), ("neox", "ff_norm")):
+        block = MODELS[kind].blocks[0]
+        rotary = rotary_angles(torch.arange(5)[None], MODELS[kind].cfg)
+        attn = block.attn(block.attn_norm(x), rotary, Sight(), None)
+        torch.testing.assert_close(block(x, rotary, Sight()), x + attn + block.ff(getattr(block, other)(x)))
+
+
+def test_clipping_bounds_queries_keys_and_values() -> None:
+    block, far = MODELS["storywriter"].blocks[0], 100 * torch.randn(1, 5, 48)
+    assert block.attn._heads(block.attn.v(far), 6).abs().max() == 1.5
 
 
 def test_start_of_the_weights() -> None:
@@ -126,8 +198,9 @@ def test_cache_and_documents_exclude_each_other() -> None:
         MODELS["mha"].hidden(ids(1, 4), documents_BT=torch.zeros(1, 4, dtype=torch.long), cache=object())  # type: ignore[arg-type]
 
 
-def test_one_graph_without_breaks() -> None:
-    model, tokens = make_decoder("gqa"), ids(2, 16)
+@pytest.mark.parametrize("kind", ["gqa", "bloom", "falcon-rw", "gpt-j"])
+def test_one_graph_without_breaks(kind: str) -> None:
+    model, tokens = make_decoder(kind), ids(2, 16)
     documents = torch.arange(16).div(5, rounding_mode="floor").expand(2, 16)
     explained = torch._dynamo.explain(model)(tokens, documents_BT=documents)
     assert explained.graph_break_count == 0

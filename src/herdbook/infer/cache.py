@@ -41,6 +41,10 @@ class Cache:
         device = self._keys[0].device
         return torch.tensor(self.lengths, device=device)[:, None] + torch.arange(time, device=device)
 
+    def key_positions(self, time: int) -> Tensor:
+        """Positions (1, S) of the slots up to the longest row's new end: a token's slot is its position."""
+        return torch.arange(max(self.lengths) + time, device=self._keys[0].device)[None]
+
     def sight(self, time: int) -> Sight:
         """What the next `time` queries see; without a mask where all rows are as long."""
         end = max(self.lengths) + time

@@ -4,12 +4,20 @@
                    \\ | /    \\ | /        GQA: one for each group of queries  (1 < K < H)
     key heads       k0       k1          MQA: one for all                    (K = 1)
 
-Who may see whom is a `Sight`, made once a forward and used by all layers: `causal` (query i sees keys up to i, the fast path
-of every kernel) or a boolean mask. Kernels are torch's SDPA. Two things measured on CPU with torch 2.13 decide the path: its
-`enable_gqa` costs 6-14 times too much at a single query, where folding the heads of a group into the query length gives the
-same numbers (one query needs no order among queries); and `is_causal` beats a mask by 1.7 times at 2,048 tokens.
+Who may see whom, and at what distance, is a `Sight`, made once a forward and used by all layers: `causal` (query i sees keys
+up to i, the fast path of every kernel) or a boolean mask, and ALiBi's slopes where positions are told by a bias. Kernels are
+torch's SDPA. What was measured on CPU with torch 2.13 decides the path (`benchmarks/attention.py`):
 
-Shapes: B batch, T queries, S keys, H query heads, K key/value heads, E head width.
+- Its `enable_gqa` costs 6-14 times too much at a single query, where folding the heads of a group into the query length gives
+  the same numbers (one query needs no order among queries).
+- `is_causal` beats a mask or a bias by 1.4-1.7 times from 1,024 tokens on, forward and backward.
+- FlexAttention has no backward on CPU, and beyond eight variants falls back to a path 5-25 times slower: not used.
+- So ALiBi in 16 bits goes into the dot product: a bias that is slope times position is one more column of the query (the
+  slope) and of the key (the position), and the causal kernel runs with no bias in memory at all. That is 1.3-1.5 times as
+  fast from 1,024 tokens on, and the only way to 65,536 tokens. In float32 the bias is added while it is of reasonable
+  size, because there the sum of large products would cost the last digits.
+
+Shapes: B batch, T queries, S keys, H query heads, K key/value heads, E head width, C extra columns.
 """
 
 from __future__ import annotations
@@ -21,17 +29,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+SHORT = 512  # below this many keys a bias is as fast as columns, and exact
+LARGE = 2**28  # values of a bias that no forward should hold
+
 
 class Sight(NamedTuple):
-    """Which keys each query sees.
+    """Which keys each query sees, and what is added to their scores.
 
     Attributes:
         mask: boolean, (B or 1, 1, T, S), True where the query sees the key; None where there is no restriction but `causal`.
         causal: query i sees keys 0..i; only with T == S and without a mask.
+        bias: (B or 1, H, T, S), added to the scaled scores; it holds the mask and the order too, so both are off.
+        columns: of the query (H, C) and of the key (B or 1, S, C), set behind theirs, so that their product joins the score.
     """
 
     mask: Tensor | None = None
     causal: bool = True
+    bias: Tensor | None = None
+    columns: tuple[Tensor, Tensor] | None = None
 
 
 class KeyValueCache(Protocol):
@@ -40,6 +55,9 @@ class KeyValueCache(Protocol):
     def positions(self, time: int) -> Tensor:
         """Positions (B, T) of the `time` tokens that come next, each row counted on from its own length."""
 
+    def key_positions(self, time: int) -> Tensor:
+        """Positions (B or 1, S) of the keys that `extend` returns when `time` tokens come next."""
+
     def sight(self, time: int) -> Sight:
         """What the next `time` queries see of the keys that `extend` returns."""
 
@@ -47,27 +65,101 @@ class KeyValueCache(Protocol):
         """Keep the new keys and values of a layer; all of that layer so far, (B, K, S, E) each."""
 
 
+def alibi_slopes(heads: int, most: float = 8.0) -> Tensor:
+    """ALiBi's slope of each head, (H,) in float32: 2^(-most·i/H) for i = 1..H (Press et al. 2022, arXiv:2108.12409, section 3).
+
+    Where H is no power of two the slopes of the next power are used, every second one first, as the paper's own code, BLOOM
+    and MPT do.
+    """
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = torch.exp2(-most / power * torch.arange(1, power + 1, dtype=torch.float64)).float()
+    return slopes if power == heads else torch.cat((slopes[1::2], slopes[::2]))[:heads]
+
+
+def with_alibi(
+    sight: Sight,
+    slopes_H: Tensor,
+    query_BT: Tensor,
+    key_BS: Tensor,
+    *,
+    head_width: int,
+    dtype: torch.dtype,
+    falcon: bool = False,
+) -> Sight:
+    """`sight` with ALiBi: slope times the distance from query back to key is taken off each score.
+
+    Args:
+        sight: who sees whom.
+        slopes_H: of each head, float32.
+        query_BT: positions of the queries; key_BS: of the keys (either may have one row for all).
+        head_width: E.
+        dtype: type that attention computes in.
+        falcon: Falcon's variant: slope and product rounded to bfloat16, counted from the beginning instead of back from the
+            query, and divided by the root of the head width like the scores.
+    """
+    T, S = query_BT.shape[1], key_BS.shape[1]
+    many = len(slopes_H) * T * S
+    if not falcon and T > 1 and ((dtype.itemsize == 2 and S >= SHORT) or many > LARGE):
+        return sight._replace(columns=_alibi_columns(slopes_H * math.sqrt(head_width), key_BS, dtype))
+    if falcon:
+        rounded_BHS = (slopes_H.bfloat16()[:, None] * key_BS[:, None].bfloat16()).float()
+        bias_BHTS = (rounded_BHS / math.sqrt(head_width))[:, :, None].expand(-1, -1, T, -1)
+    else:
+        bias_BHTS = slopes_H[:, None, None] * (key_BS[:, None, None] - query_BT[:, None, :, None])
+    seen = sight.mask
+    if seen is None and sight.causal:
+        seen = torch.ones(T, S, dtype=torch.bool, device=bias_BHTS.device).tril(S - T)
+    if seen is not None:
+        bias_BHTS = bias_BHTS.masked_fill(~seen, float("-inf"))
+    # The CPU's kernel takes a float32 bias beside 16-bit queries; the GPU's wants one type.
+    return Sight(causal=False, bias=bias_BHTS.to(dtype) if bias_BHTS.is_cuda else bias_BHTS)
+
+
+def _alibi_columns(slopes_H: Tensor, key_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Slope times key position as a product of columns; the query's own position drops out of the softmax."""
+    high_H = slopes_H.to(dtype)
+    low_H = (slopes_H - high_H.float()).to(dtype)
+    # Below 65,536 both parts of a position have at most eight bits, which bfloat16 holds.
+    high_BS, low_BS = (key_BS // 256 * 256).to(dtype), (key_BS % 256).to(dtype)
+    return torch.stack((high_H, high_H, low_H, low_H), -1), torch.stack((high_BS, low_BS, high_BS, low_BS), -1)
+
+
 def attention(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, *, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention, (B, H, T, E), by the kernel that serves best."""
     B, H, T, E = q_BHTE.shape
     K = k_BKSE.shape[1]
+    mask = sight.mask if sight.bias is None else sight.bias
     if T == 1 and H != K:
+        if mask is not None and mask.shape[1] == H:
+            mask = mask.reshape(mask.shape[0], K, H // K, mask.shape[-1])
         q_BKGE = q_BHTE.reshape(B, K, H // K, E)
-        out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=sight.mask, dropout_p=dropout)
+        out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=mask, dropout_p=dropout)
         return out_BKGE.reshape(B, H, 1, E)
+    if sight.columns is not None:
+        query_HC, key_BSC = sight.columns
+        q_BHTE = torch.cat((q_BHTE, query_HC[None, :, None].expand(B, H, T, -1)), -1)
+        k_BKSE = torch.cat((k_BKSE, key_BSC[:, None].expand(B, K, -1, -1)), -1)
+        v_BKSE = F.pad(v_BKSE, (0, query_HC.shape[-1]))  # the fused kernels want one width
     # One query at the end of its sequence sees every key, so there the causal flag has nothing to add.
-    return F.scaled_dot_product_attention(
-        q_BHTE, k_BKSE, v_BKSE, attn_mask=sight.mask, dropout_p=dropout,
-        is_causal=sight.causal and sight.mask is None and T > 1, enable_gqa=H != K,
+    out_BHTE = F.scaled_dot_product_attention(
+        q_BHTE, k_BKSE, v_BKSE, attn_mask=mask, dropout_p=dropout, scale=1 / math.sqrt(E),
+        is_causal=sight.causal and mask is None and T > 1, enable_gqa=H != K,
     )  # fmt: skip
+    return out_BHTE[..., :E]
 
 
 def attention_reference(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight) -> Tensor:
     """The same in plain steps and float32; what `attention` is tested against."""
     group = q_BHTE.shape[1] // k_BKSE.shape[1]
     k_BHSE, v_BHSE = (x.float().repeat_interleave(group, dim=1) for x in (k_BKSE, v_BKSE))
-    scores_BHTS = q_BHTE.float() @ k_BHSE.mT / math.sqrt(q_BHTE.shape[-1])
+    scores_BHTS = q_BHTE.float() @ k_BHSE.mT
+    if sight.columns is not None:
+        query_HC, key_BSC = (x.float() for x in sight.columns)
+        scores_BHTS = scores_BHTS + (query_HC @ key_BSC.mT)[:, :, None]
+    scores_BHTS = scores_BHTS / math.sqrt(q_BHTE.shape[-1])
     T, S = scores_BHTS.shape[-2:]
+    if sight.bias is not None:
+        return ((scores_BHTS + sight.bias.float()).softmax(-1) @ v_BHSE).to(q_BHTE.dtype)
     seen = sight.mask
     if seen is None:
         ones_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTE.device)

@@ -1,7 +1,8 @@
 """The shape of a decoder as orthogonal fields, and what that shape costs.
 
 No field names a family: LLaMA-2 is rope + rmsnorm + swiglu + grouped key heads, GPT-2 and GPT-3 are learned positions +
-layernorm + gelu + biases + tied head. The presets in `facts/models.yaml` are such settings as data. The counting methods are
+layernorm + gelu + biases + tied head, MPT is alibi + low-precision layernorm without biases, Falcon-7B is rope + one key head
++ a parallel block behind one norm. The presets in `facts/models.yaml` are such settings as data. The counting methods are
 the only place where parameters, FLOPs and cache bytes are computed: planner, MFU meter and benchmarks all ask here.
 
 This file imports no torch, so that reading a recipe stays cheap.
@@ -22,6 +23,11 @@ from herdbook.errors import UserError
 from herdbook.units import Count, Share
 
 VOCABULARY_MULTIPLE = 64  # matrix kernels like round widths
+_POSITION_FIELDS = {
+    "rope": ("rope_theta", "rope_fraction", "rope_interleaved", "rope_scaling", "rope_factor"),
+    "learned": ("position_offset",),
+    "alibi": ("alibi_max", "alibi_falcon"),
+}
 
 
 class ModelConfig(Config):
@@ -40,19 +46,54 @@ class ModelConfig(Config):
     d_ff: Count | None = Field(
         default=None, gt=0, description="feed-forward width; null: 4·d_model, for swiglu 8/3·d_model rounded up"
     )
+    embed_dim: Count | None = Field(
+        default=None, gt=0, description="width of the embedding; null: d_model, else a matrix leads in and one out (OPT-350M)"
+    )
     context: Count = Field(default=256, gt=0, description="longest sequence in tokens")
-    positions: Literal["rope", "learned"] = Field(default="rope", description="rotary angles, or a learned vector a position")
+
+    positions: Literal["rope", "learned", "alibi"] = Field(
+        default="rope", description="rotary angles, a learned vector a position, or a bias by distance (ALiBi)"
+    )
     position_offset: Count = Field(
         default=0, ge=0, description="learned: rows of the position table before position 0 (OPT has 2)"
     )
     rope_theta: float = Field(default=10_000.0, gt=0, description="rope: base of the wavelengths")
-    norm: Literal["rmsnorm", "layernorm"] = Field(
-        default="rmsnorm", description="kind of normalisation before each part of a block"
+    rope_fraction: float = Field(default=1.0, gt=0, le=1, description="rope: share of each head that is turned (NeoX: 0.25)")
+    rope_interleaved: bool = Field(
+        default=False, description="rope: turn neighbours (x[2i], x[2i+1]) as GPT-J does, instead of the halves of a head"
+    )
+    rope_scaling: Literal["none", "linear", "ntk"] = Field(
+        default="none", description="rope: how positions are fitted to a longer context: all shrunk, or the base stretched"
+    )
+    rope_factor: float = Field(default=1.0, ge=1, description="rope: how many times longer the context became by scaling")
+    alibi_max: float = Field(default=8.0, gt=0, description="alibi: slopes go from 2^(-max/heads) to 2^-max")
+    alibi_falcon: bool = Field(
+        default=False,
+        description="alibi: as Falcon-RW has it, in bfloat16, and scaled with the scores by 1/sqrt(head_dim)",
+    )
+
+    norm: Literal["rmsnorm", "layernorm", "layernorm_low_precision"] = Field(
+        default="rmsnorm", description="kind of normalisation; low precision: in the type of the activations, not in float32"
     )
     norm_eps: float = Field(default=1e-5, gt=0, description="added to the variance before the root")
+    norm_place: Literal["pre", "post"] = Field(
+        default="pre", description="on the copy each part reads, or on the stream after each part has added to it"
+    )
+    block: Literal["sequential", "parallel_one_norm", "parallel_two_norms"] = Field(
+        default="sequential", description="feed-forward after attention, or beside it, behind one norm for both or one each"
+    )
+    embed_norm: bool = Field(default=False, description="a norm right after the embedding (BLOOM)")
+    qk_norm: bool = Field(default=False, description="a norm over each head's query and key")
+    clip_qkv: float | None = Field(default=None, gt=0, description="queries, keys and values are clipped to ± this")
+
     activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = Field(default="swiglu", description="of the feed-forward part")
-    bias: bool = Field(default=False, description="biases in all linear layers and layernorms")
+    bias: bool = Field(default=False, description="biases wherever the four fields below do not say otherwise")
+    attn_bias: bool | None = Field(default=None, description="biases of query, key, value and output; null: as `bias`")
+    ff_bias: bool | None = Field(default=None, description="biases of the feed-forward part; null: as `bias`")
+    norm_bias: bool | None = Field(default=None, description="biases of layernorms; null: as `bias`")
+    head_bias: bool = Field(default=False, description="a bias on the logits (GPT-J)")
     tied: bool = Field(default=True, description="the head shares the embedding's matrix")
+
     init_std: float = Field(
         default=0.02, gt=0, description="spread of the random start; outputs of each part get it / sqrt(2·layers)"
     )
@@ -64,13 +105,28 @@ class ModelConfig(Config):
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; change one, or set head_dim")
         if self.n_kv_heads is not None and (self.n_heads % self.n_kv_heads or self.n_kv_heads > self.n_heads):
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
-        if self.positions == "rope" and self.head_width % 2:
-            raise ValueError(f"rope turns pairs of values, so the head width ({self.head_width}) must be even")
-        if self.positions == "rope" and self.position_offset:
-            raise ValueError("position_offset is for learned positions only")
         if self.vocab_size is not None and self.vocab_size < 1:
             raise ValueError(f"vocab_size {self.vocab_size} is not positive")
+        if self.positions == "rope" and (self.rotary_width < 2 or self.rotary_width % 2):
+            part = "head width" if self.rope_fraction == 1 else f"share {self.rope_fraction:g} of the head width"
+            raise ValueError(f"rope turns pairs of values, so the {part} ({self.rotary_width}) must be even")
+        if (self.rope_factor != 1) != (self.rope_scaling != "none"):
+            raise ValueError("rope_scaling and a rope_factor above 1 go together: set both or neither")
+        if self.block != "sequential" and self.norm_place == "post":
+            raise ValueError("a parallel block has its norms before its parts: norm_place post needs block: sequential")
+        if self.head_bias and self.tied:
+            raise ValueError("head_bias needs a head of its own: set tied: false")
+        self._no_idle_fields()
         return self
+
+    def _no_idle_fields(self) -> None:
+        """A field that the chosen kind of positions or norm does not read must stay at its default."""
+        for kind, names in _POSITION_FIELDS.items():
+            for name in names if kind != self.positions else ():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for positions: {kind}, and positions is {self.positions}")
+        if self.norm == "rmsnorm" and self.norm_bias:
+            raise ValueError("rmsnorm has no bias: norm_bias is for layernorm")
 
     @property
     def head_width(self) -> int:
@@ -81,6 +137,39 @@ class ModelConfig(Config):
     def kv_heads(self) -> int:
         """K, the number of key/value heads."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """How many values of a head RoPE turns; 0 without RoPE."""
+        return int(self.head_width * self.rope_fraction) if self.positions == "rope" else 0
+
+    @property
+    def rotary_theta(self) -> float:
+        """The base of the wavelengths, stretched by NTK-aware scaling so that the longest wave covers the longer context:
+        theta · factor^(R/(R-2)) with R turned values a head (bloc97 2023; YaRN, arXiv:2309.00071, section 3.1)."""
+        if self.rope_scaling != "ntk" or self.rotary_width <= 2:
+            return self.rope_theta
+        return float(self.rope_theta * self.rope_factor ** (self.rotary_width / (self.rotary_width - 2)))
+
+    @property
+    def embed_width(self) -> int:
+        """The width of the embedding, D unless it is projected."""
+        return self.embed_dim or self.d_model
+
+    @property
+    def has_attn_bias(self) -> bool:
+        """Whether query, key, value and output have biases."""
+        return self.bias if self.attn_bias is None else self.attn_bias
+
+    @property
+    def has_ff_bias(self) -> bool:
+        """Whether the feed-forward part has biases."""
+        return self.bias if self.ff_bias is None else self.ff_bias
+
+    @property
+    def has_norm_bias(self) -> bool:
+        """Whether norms have biases; RMSNorm never has."""
+        return self.norm != "rmsnorm" and (self.bias if self.norm_bias is None else self.norm_bias)
 
     @property
     def ff_width(self) -> int:
@@ -114,7 +203,11 @@ class ModelConfig(Config):
                 f"vocab_size {size:,} is smaller than the tokenizer's {vocab_size:,}",
                 where="model.vocab_size", todo="leave it at null to follow the tokenizer",
             )  # fmt: skip
-        update = {"vocab_size": size, "n_kv_heads": self.kv_heads, "head_dim": self.head_width, "d_ff": self.ff_width}
+        update = {
+            "vocab_size": size, "n_kv_heads": self.kv_heads, "head_dim": self.head_width, "d_ff": self.ff_width,
+            "embed_dim": self.embed_width, "bias": self.has_attn_bias and self.has_ff_bias,
+            "attn_bias": self.has_attn_bias, "ff_bias": self.has_ff_bias, "norm_bias": self.has_norm_bias,
+        }  # fmt: skip
         done = self.model_copy(update=update)
         done.vocabulary  # noqa: B018  raises when it is still unknown
         return done
@@ -122,19 +215,24 @@ class ModelConfig(Config):
     def parameters(self) -> int:
         """All weights, a tied head counted once."""
         tables = 1 if self.tied else 2
-        return self.parameters_non_embedding() + tables * self.vocabulary * self.d_model + self._position_parameters()
+        return self.parameters_non_embedding() + tables * self.vocabulary * self.embed_width + self._position_parameters()
 
     def parameters_non_embedding(self) -> int:
-        """The weights of the blocks and the last norm: without embedding, positions and head."""
-        d, f = self.d_model, self.ff_width
-        query, key = self.n_heads * self.head_width, self.kv_heads * self.head_width
-        attention = d * (query + 2 * key) + query * d + ((query + 2 * key + d) if self.bias else 0)
+        """All weights but the tables: without embedding, learned positions and head."""
+        d, f, e = self.d_model, self.ff_width, self.head_width
+        query, key = self.n_heads * e, self.kv_heads * e
+        attention = d * (query + 2 * key) + query * d + ((query + 2 * key + d) if self.has_attn_bias else 0)
+        attention += 2 * self._norm_parameters(e) if self.qk_norm else 0
         inner = 2 if self.activation == "swiglu" else 1
-        feed_forward = (inner + 1) * d * f + ((inner * f + d) if self.bias else 0)
-        return self.n_layers * (attention + feed_forward + 2 * self._norm_parameters()) + self._norm_parameters()
+        feed_forward = (inner + 1) * d * f + ((inner * f + d) if self.has_ff_bias else 0)
+        block = attention + feed_forward + (1 if self.block == "parallel_one_norm" else 2) * self._norm_parameters(d)
+        norms = (self.norm_place == "pre") + self.embed_norm  # after post-norm blocks the stream is normalised already
+        around = norms * self._norm_parameters(d) + (self.vocabulary if self.head_bias else 0)
+        around += 2 * d * self.embed_width if self.embed_width != d else 0
+        return self.n_layers * block + around
 
-    def _norm_parameters(self) -> int:
-        return self.d_model * (2 if self.norm == "layernorm" and self.bias else 1)
+    def _norm_parameters(self, width: int) -> int:
+        return width * (2 if self.has_norm_bias else 1)
 
     def _position_parameters(self) -> int:
         return (self.context + self.position_offset) * self.d_model if self.positions == "learned" else 0
@@ -146,7 +244,7 @@ class ModelConfig(Config):
         2·L·H·E·T for causal attention: scores and weighted sum, 2·2·L·H·E·T, of which the mask leaves half. Training is
         three times that, once forward and twice backward: 6·N + 12·L·H·E·T/2 (PaLM, arXiv:2204.02311, appendix B).
         """
-        matrices = self.parameters_non_embedding() + self.vocabulary * self.d_model
+        matrices = self.parameters_non_embedding() + self.vocabulary * self.embed_width
         attention = self.n_layers * self.n_heads * self.head_width * (context or self.context)
         return float((6 if training else 2) * (matrices + attention))
 
