@@ -1,7 +1,8 @@
 """Licences as facts: what each allows, and the strictest of several.
 
-A licence is an SPDX identifier with four flags. What is made from several sources may be used only as the strictest of them
-allows; `strictest` says so in one `License` whose id is an SPDX expression (`BSD-3-Clause AND CC-BY-SA-4.0`).
+A licence is an SPDX identifier with four flags, and in words what else it asks. What is made from several sources may be used
+only as the strictest of them allows; `strictest` says so in one `License` whose id is an SPDX expression (`BSD-3-Clause AND
+CC-BY-SA-4.0`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class License:
         derivatives: may changed versions be passed on.
         notice: must its text or its authors be named.
         share_alike: must what is made from it carry the same licence.
+        conditions: what else it asks, in plain words, such as uses it forbids and that must be forbidden onwards.
     """
 
     id: str
@@ -39,20 +41,21 @@ class License:
     derivatives: bool
     notice: bool
     share_alike: bool
+    conditions: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The licence as plain JSON."""
         return asdict(self)
 
     def in_words(self) -> str:
-        """One sentence in plain words."""
+        """What it allows and what it asks, in plain words."""
         use = "commercial use allowed" if self.commercial else "no commercial use"
         terms = [
             *(["name the authors"] if self.notice else []),
             *(["share under the same licence"] if self.share_alike else []),
             *([] if self.derivatives else ["no changed versions"]),
         ]
-        return f"{self.id}: {use}" + (f"; {', '.join(terms)}" if terms else "")
+        return "; ".join(part for part in (f"{self.id}: {use}", ", ".join(terms), self.conditions) if part)
 
 
 def _fold(name: str) -> str:
@@ -98,8 +101,8 @@ def find_license(name: str | None) -> License:
 
 
 def strictest(licenses: Iterable[License]) -> License:
-    """The one licence that grants only what all of `licenses` grant; none at all is unknown."""
-    unique = {license_.id: license_ for license_ in licenses}
+    """The one licence that grants only what all of `licenses` grant, combined ones by their parts; none at all is unknown."""
+    unique = {part.id: part for license_ in licenses for part in _parts(license_)}
     if not unique:
         return _table()[0][UNKNOWN]
     rows = sorted(unique.values(), key=lambda row: (row.commercial, row.derivatives, not row.share_alike, row.id))
@@ -112,7 +115,13 @@ def strictest(licenses: Iterable[License]) -> License:
         derivatives=all(row.derivatives for row in rows),
         notice=any(row.notice for row in rows),
         share_alike=any(row.share_alike for row in rows),
+        conditions="; ".join(dict.fromkeys(row.conditions for row in rows if row.conditions)),
     )
+
+
+def _parts(license_: License) -> list[License]:
+    parts = license_.id.split(" AND ")
+    return [license_] if len(parts) == 1 else [find_license(part) for part in parts]
 
 
 def find_expression(expression: str | None) -> License:

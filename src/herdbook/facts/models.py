@@ -1,8 +1,22 @@
-"""The catalogue of model shapes: who made them, on how much, under which licence, and the config that builds them here."""
+"""The catalogue of models: who made them, on how much, under which licence, and the config that builds them here.
+
+`families/` holds one YAML file a family, read in the order of their release. A family says what its sizes share, and a size
+what is its own, in the same words:
+
+- `title`, `by`, `released`, `source`: where the figures stand; `hub`: the repository of the weights on the Hugging Face hub.
+- `license`: of the published weights, an id of licenses.yaml, null where none were published; `weights: false`: this size was
+  not. `terms` answers in plain words whether one may earn money with it, and on which conditions.
+- `shape`: fields of ModelConfig. `tokens`: how many it was trained on. `published`: the parameter count its authors give,
+  often rounded. `training`: how, under the names of TRAINING below. `notes`: what to know, above all wrong numbers about.
+- `from_memory`: names of figures that were written down from memory and not read again in the source; a family's and a
+  size's add up.
+- `tiny: true`: a sibling of ours with about a million parameters. It has the family's shape and none of its history.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +31,15 @@ from herdbook.model.config import ModelConfig
 from herdbook.units import parse_count
 
 UNPUBLISHED = "The weights were never published; the shape is free to train."
+SIBLING = "A small sibling in the family's shape, made for tests and studies."
+# How a model was trained, as far as it is known: the name of a figure → what it is.
+TRAINING = {
+    "data": "text", "optimizer": "optimiser", "schedule": "schedule", "peak_lr": "peak learning rate",
+    "batch_tokens": "tokens a batch", "precision": "precision", "hardware": "hardware", "gpu_hours": "GPU hours",
+    "energy_mwh": "energy, MWh", "co2_t": "CO2, tonnes", "cost_usd": "cost, US dollars",
+}  # fmt: skip
+# What folders and repositories append to a model's name without it becoming another model.
+_SUFFIX = re.compile(r"[-_](hf|gguf|gptq|awq|fp16|bf16|chat|instruct|base)$")
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,9 @@ class Preset:
         terms: that licence in plain words.
         tokens: how many it was trained on, where that is known.
         published: the parameter count its authors give.
-        training: optimiser, schedule, batch and data, as far as known.
+        training: what is known of how it was trained, under the names of TRAINING.
         from_memory: names of figures that were not read again in the source.
+        hub: the repository of the weights on the Hugging Face hub.
     """
 
     name: str
@@ -51,6 +75,7 @@ class Preset:
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     from_memory: tuple[str, ...] = ()
+    hub: str | None = None
 
     @property
     def license(self) -> License | None:
@@ -74,41 +99,80 @@ class Preset:
 
 @cache
 def _catalogue() -> dict[str, Preset]:
-    raw = yaml.safe_load(resources.files("herdbook.facts").joinpath("models.yaml").read_text(encoding="utf-8"))
-    return {name: _preset(name, row, raw["families"][row["family"]]) for name, row in raw["models"].items()}
+    files = resources.files("herdbook.facts").joinpath("families").iterdir()
+    families = {file.name.removesuffix(".yaml"): yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    by_age = sorted(families.items(), key=lambda item: str(item[1]["released"]))
+    return {name: _preset(name, key, row, family) for key, family in by_age for name, row in family["sizes"].items()}
 
 
-def _preset(name: str, row: dict[str, Any], family: dict[str, Any]) -> Preset:
-    tiny = row.get("tiny", False)
-    has_weights = not tiny and row.get("weights", True)
-    tokens = None if tiny else row.get("tokens", family["tokens"])
-    training = {} if tiny else {**family["training"], **row.get("training", {})}
+def _preset(name: str, key: str, row: dict[str, Any], family: dict[str, Any]) -> Preset:
+    config = ModelConfig(**{**family["shape"], **row["shape"]}).resolved()
+    if row.get("tiny"):
+        return Preset(
+            name=name, family=key, title=family["title"], by="herdbook", released=str(family["released"]),
+            source=family["source"], config=config, tiny=True, license_id=None, terms="", tokens=None, published=None,
+            notes=(SIBLING,),
+        )  # fmt: skip
+    own = {**family, **row}
+    weights = row.get("weights", True)
+    training = {
+        figure: value for figure, value in {**family["training"], **row.get("training", {})}.items() if value is not None
+    }
     if "batch_tokens" in training:
         training["batch_tokens"] = parse_count(training["batch_tokens"])
-    notes = ["A small sibling in the family's shape, made for tests and studies."] if tiny else []
-    notes += [source["notes"] for source in (family, row) if "notes" in source and not tiny]
     return Preset(
-        name=name, family=row["family"], title=family["title"], by="herdbook" if tiny else family["by"],
-        released=str(family["released"]), source=family["source"],
-        config=ModelConfig(**{**family["shape"], **row["shape"]}).resolved(), tiny=tiny,
-        license_id=family["license"] if has_weights else None,
-        terms="" if tiny else family["terms"] if has_weights else UNPUBLISHED,
-        tokens=None if tokens is None else parse_count(tokens),
-        published=parse_count(row["published"]) if "published" in row else None,
-        training=training, notes=tuple(notes), from_memory=() if tiny else tuple(family["from_memory"]),
+        name=name, family=key, title=family["title"], by=family["by"], released=str(own["released"]), source=own["source"],
+        config=config, tiny=False, license_id=own["license"] if weights else None,
+        terms=own["terms"] if weights else UNPUBLISHED, tokens=None if own["tokens"] is None else parse_count(own["tokens"]),
+        published=parse_count(row["published"]), training=training, notes=(*_notes(family), *_notes(row)),
+        from_memory=(*family.get("from_memory", []), *row.get("from_memory", [])), hub=row.get("hub"),
     )  # fmt: skip
 
 
+def _notes(part: dict[str, Any]) -> list[str]:
+    notes = part.get("notes", [])
+    return [notes] if isinstance(notes, str) else notes
+
+
 def list_models() -> list[Preset]:
-    """All models of the catalogue, by family and size."""
+    """All models of the catalogue: the families by age, within them tiny siblings first and then by size."""
     return list(_catalogue().values())
 
 
+def list_families() -> list[str]:
+    """The keys of the families, by age."""
+    return list(dict.fromkeys(preset.family for preset in list_models()))
+
+
 def find_model(name: str) -> Preset:
-    """The model of this name. Raises UserError, with the nearest names, when there is none."""
+    """The model of this name, or in this repository of the hub. Raises UserError, with near names, when there is none."""
     catalogue = _catalogue()
     if name in catalogue:
         return catalogue[name]
-    close = difflib.get_close_matches(name, catalogue, n=3, cutoff=0.5)
+    for preset in catalogue.values():
+        if preset.hub and preset.hub.lower() == name.lower():
+            return preset
+    close = difflib.get_close_matches(name.lower(), catalogue, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(f"the catalogue has no model {name!r}", todo=f"{hint}`herdbook models` lists what there is")
+
+
+def find_published(repository: str) -> Preset | None:
+    """The model that a repository of the hub holds a copy or a variant of, judging by its name; None if the catalogue has none.
+
+    `meta-llama/Llama-2-7b-chat-hf` and `someone/llama-2-7b-gguf` are both made from LLaMA-2 7B.
+    """
+    wanted = _bare(repository)
+    return next((preset for preset in list_models() if not preset.tiny and wanted in _names(preset)), None)
+
+
+def _names(preset: Preset) -> set[str]:
+    return {_bare(name) for name in (preset.name, preset.hub or preset.name)}
+
+
+def _bare(name: str) -> str:
+    """A name without owner, suffixes and punctuation: `meta-llama/Llama-2-7b-hf` → `llama27b`."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    while (shorter := _SUFFIX.sub("", last)) != last:
+        last = shorter
+    return re.sub(r"[^a-z0-9.]", "", last)

@@ -150,8 +150,7 @@ def plan_training(
     flops_per_token = model.flops_per_token(context)
     flops = flops_per_token * trained
     optimal_parameters, optimal_tokens = law.optimum(flops)
-    memory = {name: size * parameters for name, size in STATE_BYTES.items()}
-    memory["activations"] = activation_bytes(model, micro_batch_tokens or tokens_per_step, activation_bytes_per_value)
+    memory = training_memory(model, micro_batch_tokens or tokens_per_step, activation_bytes_per_value)
     return Plan(
         parameters=parameters,
         parameters_non_embedding=model.parameters_non_embedding(),
@@ -170,6 +169,12 @@ def plan_training(
         memory_bytes=sum(memory.values()),
         memory=memory,
     )
+
+
+def training_memory(model: ModelConfig, tokens: int, bytes_per_value: int = 2) -> dict[str, int]:
+    """Bytes of weights, gradients, optimizer, and of the activations of forward passes over `tokens` tokens."""
+    state = {name: size * model.parameters() for name, size in STATE_BYTES.items()}
+    return {**state, "activations": activation_bytes(model, tokens, bytes_per_value)}
 
 
 def activation_bytes(model: ModelConfig, tokens: int, bytes_per_value: int = 2) -> int:
