@@ -8,6 +8,7 @@ from pydantic import Field
 
 from herdbook.config import Config, ConfigError, apply_overrides, build, parse_yaml, read_yaml
 from herdbook.errors import UserError
+from herdbook.recipe import load_recipe
 from herdbook.units import Count
 
 
@@ -85,3 +86,18 @@ def test_no_file_and_no_text(tmp_path: Path) -> None:
 
 def test_an_empty_recipe_is_all_defaults() -> None:
     assert build(Tiny, parse_yaml("", "r.yaml")) == Tiny()
+
+
+def test_a_model_of_the_catalogue_stands_for_its_shape(tmp_path: Path) -> None:
+    falcon = load_recipe(write(tmp_path, "model: falcon-tiny\n")).model
+    assert (falcon.n_kv_heads, falcon.block, falcon.vocab_size) == (1, "parallel_one_norm", None)
+    changed = load_recipe(write(tmp_path, "model:\n  preset: opt-tiny\n  context: 100\n"), ["model.n_layers=2"]).model
+    assert (changed.position_offset, changed.context, changed.n_layers, changed.activation) == (2, 100, 2, "relu")
+    assert load_recipe("quickstart", ["model=bloom-tiny"]).model.positions == "alibi"
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:2: model\.preset: .*'opt-tinny'.* did you mean opt-tiny"):
+        load_recipe(write(tmp_path, "model:\n  preset: opt-tinny\n"))
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "recipe.yaml").write_text(text)
+    return folder / "recipe.yaml"

@@ -13,20 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
-import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
 from herdbook import pedigree
 from herdbook.errors import UserError
-from herdbook.facts.licenses import License, find_expression, find_license
+from herdbook.facts.licenses import License
 from herdbook.facts.models import find_model, list_models
 from herdbook.infer.config import Sampling
 from herdbook.infer.engine import Engine
-from herdbook.interop.hf import load_folder, save_folder
+from herdbook.interop.doors import LAYOUTS, TYPES, Layout, find_tokenizer, load_decoder, save_decoder
+from herdbook.interop.licenses import license_of
+from herdbook.interop.tokenizers import load_tokenizer
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Message, Tokenizer
@@ -35,6 +36,7 @@ from herdbook.units import human_bytes
 __all__ = ["LanguageModel", "load"]
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KINDS = {dtype: kind for kind, dtype in TYPES.items()}
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -152,49 +154,57 @@ class LanguageModel:
     def _chat_sampling(settings: Settings) -> Sampling:
         return _sampling({"max_tokens": 256, **settings})
 
-    def save(self, out: Path | str, format: Literal["hf"] = "hf", *, dtype: DTypeName | None = None) -> Path:
-        """Write a model folder that `hb.load` and `AutoModelForCausalLM.from_pretrained` open; its path.
+    def save(
+        self, out: Path | str, format: Layout | None = None, *, dtype: DTypeName | None = None, quant: str | None = None
+    ) -> Path:
+        """Write the model where `hb.load` and other tools open it; its path.
 
         Args:
-            out: the folder; other files in it stay.
-            format: `hf`, a Hugging Face folder with safetensors.
+            out: a folder (other files in it stay), or a file's name.
+            format: `hf`, a folder that `AutoModelForCausalLM.from_pretrained` opens; `gguf`, a file for llama.cpp; `meta`,
+                LLaMA's original layout; `llama2c`, a file for llama2.c. None: by the name, which may end in .gguf or .bin.
             dtype: type to store the weights in; None: the one they have.
+            quant: of a GGUF file: `Q8_0`, `Q5_1`, `Q5_0`, `Q4_1`, `Q4_0`, instead of `dtype`.
 
-        Raises UserError for another format, or when the place cannot be written to.
+        Raises UserError for another format, one that has no form for this model, or a place that cannot be written to.
         """
-        if format != "hf":
-            raise UserError(f"the format {format!r} is not known", todo='save with format="hf"')
+        if format is not None and format not in LAYOUTS:
+            raise UserError(f"the format {format!r} is not known", todo=f"formats: {', '.join(LAYOUTS)}")
         license_id = None if self.license is None else self.license.id
-        kind = None if dtype is None else _type(dtype)
-        save_folder(self.model, Path(out), tokenizer=self.tokenizer, license_id=license_id, dtype=kind)
+        kind = quant or (None if dtype is None else _KINDS[_type(dtype)])
+        name = Path(self.source).stem or None
+        save_decoder(self.model, Path(out), format, kind=kind, tokenizer=self.tokenizer, license_id=license_id, name=name)
         return Path(out)
 
 
 def load(
-    path: Path | str, *, tokenizer: Path | str | None = None, dtype: DTypeName = "float32", device: str = "cpu", seed: int = 0
-) -> LanguageModel:
-    """A model from a folder in Hugging Face's layout, or from a preset's name with random weights.
+    path: Path | str, *, tokenizer: Path | str | None = None, dtype: DTypeName = "float32", device: str = "cpu", seed: int = 0,
+    allow_pickle: bool = False,
+) -> LanguageModel:  # fmt: skip
+    """A model from disk, whatever its layout, or from a preset's name with random weights.
 
     Args:
-        path: a model folder, or a name of the catalogue (`herdbook models`); a folder of that name goes before.
-        tokenizer: a folder to take the tokenizer from; None: the model folder, if it has one.
+        path: a Hugging Face folder, a GGUF file, Meta's folder, a llama2.c file, or a name of the catalogue (`herdbook
+            models`); a folder of that name goes before.
+        tokenizer: a folder or file to take the tokenizer from; None: what lies with the model, if anything.
         dtype: type of the weights and of the computation.
         device: `cpu`, `cuda`, …
         seed: of a preset's random weights.
+        allow_pickle: read .bin and .pth weights too. They are pickles, of which only tensors are accepted.
 
-    Raises UserError when there is neither a folder nor a preset of that name, when the folder is broken or of a kind we do
-    not read, and when a preset does not fit this machine's memory. Nothing in the folder is executed.
+    Raises UserError when there is neither a model nor a preset of that name, when it is broken or of a kind we do not read,
+    and when a preset does not fit this machine's memory. Nothing in the files is executed.
     """
     folder = Path(path)
-    words = None if tokenizer is None else Tokenizer.load(tokenizer)
+    words = None if tokenizer is None else load_tokenizer(Path(tokenizer))
     if folder.exists():
-        if words is None and (folder / "tokenizer.json").is_file():
-            words = Tokenizer.load(folder)
-        model = load_folder(folder, dtype=_type(dtype), device=_device(device))
+        if words is None:
+            words = find_tokenizer(folder)
+        model = load_decoder(folder, dtype=_type(dtype), device=_device(device), allow_pickle=allow_pickle)
         return LanguageModel(model, words, license=license_of(folder), source=str(path))
     if str(path) not in {preset.name for preset in list_models()}:
         names = ", ".join(preset.name for preset in list_models() if preset.tiny)
-        todo = f"name a folder with config.json and model.safetensors, or a preset (`herdbook models`), such as {names}"
+        todo = f"name a model folder or a .gguf file, or a preset (`herdbook models`), such as {names}"
         raise UserError("there is no such model folder, and no preset of that name", where=path, todo=todo)
     cfg = find_model(str(path)).config
     _require_memory(cfg, str(path))
@@ -204,31 +214,6 @@ def load(
     model.init_weights(torch.Generator().manual_seed(seed))
     model.compute_dtype = _type(dtype)
     return LanguageModel(model.to(_device(device), model.compute_dtype).eval(), words, source=str(path))
-
-
-def license_of(folder: Path) -> License:
-    """The licence of a model folder: from its pedigree, else from its card, else unknown."""
-    if pedigree.exists(folder):
-        return find_expression(pedigree.read(folder)["license"]["id"])
-    card = folder / "README.md"
-    front = _front_matter(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
-    name = front.get("license_name") if front.get("license") == "other" else front.get("license")
-    try:
-        return find_expression(name if isinstance(name, str) else None)
-    except UserError:
-        return find_license(f"LicenseRef-{name}")
-
-
-def _front_matter(text: str) -> dict[str, Any]:
-    """The YAML between the `---` lines at the top of a card; empty where there is none, or it is broken."""
-    parts = text.split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
-    try:
-        front = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return {}
-    return front if isinstance(front, dict) else {}
 
 
 def _sampling(settings: Settings) -> Sampling:

@@ -34,7 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only warnings and er
 Commercial = Annotated[bool, typer.Option("--commercial", help="refuse sources whose licence forbids commercial use")]
 Workers = Annotated[int | None, typer.Option(min=1, help="processes to use; the number of cores if not given")]
 Out = Annotated[Path | None, typer.Option(help="the folder to write to")]
-ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a run's folder")]
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, a .gguf file, or a run's folder")]
 
 
 def _terminal(quiet: bool = False, as_json: bool = False) -> Terminal:
@@ -209,12 +209,16 @@ def sft(
     corpus: Annotated[Path | None, typer.Option(help="the corpus, for conversations made from it")] = None,
     out: Out = None,
     dry_run: DryRun = False,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="refuse a base model or data that may not be used commercially")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on conversations."""
     from herdbook.verbs import station
 
+    words = [*(words or []), *(["sft.commercial=true"] if commercial else [])]
     station.work("sft", target, words, out, _terminal(quiet, as_json), {"corpus": corpus}, dry_run=dry_run)
 
 
@@ -276,6 +280,39 @@ def chat(
     talk.chat(model, system, settings, _terminal())
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="a model folder, a .gguf file, Meta's folder, or a llama2.c .bin file")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder, or a name that ends in .gguf or .bin")],
+    to: Annotated[str | None, typer.Option(help="hf, gguf, meta or llama2c; by the name of OUT if not given")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="F32, F16 or BF16, in GGUF also Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; as it is if not given"),
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="SPDX id, where the source does not state its licence")
+    ] = None,
+    tokenizer_path: Annotated[
+        Path | None, typer.Option("--tokenizer", help="where the tokenizer lies, if not with the model")
+    ] = None,
+    commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="read .bin and .pth weights too; of these pickles only tensors are accepted")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring a model from one layout to another: Hugging Face, GGUF, Meta's LLaMA, llama2.c."""
+    from herdbook.verbs import convert as verb
+
+    verb.convert(
+        source, out, to=to, kind=kind, license_id=license_id, tokenizer=tokenizer_path, commercial=commercial,
+        allow_pickle=allow_pickle, terminal=_terminal(quiet, as_json),
+    )  # fmt: skip
+
+
 # --- looking --------------------------------------------------------------------------------------------------------------
 
 
@@ -316,27 +353,60 @@ def doctor(as_json: AsJson = False) -> None:
 models = typer.Typer(invoke_without_command=True, help="The catalogue of model families and sizes.")
 app.add_typer(models, name="models")
 
+Family = Annotated[str | None, typer.Option(metavar="NAME", help="only this family, as in llama2")]
+Fits = Annotated[str | None, typer.Option(metavar="SIZE", help="only what this much memory serves, as in 24GB")]
+Precision = Annotated[str, typer.Option(help="of the weights when served: fp32, bf16, fp16, int8 or int4")]
+MayEarn = Annotated[bool, typer.Option("--commercial", help="only published weights that may be used commercially")]
+OneModel = Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="as in llama2-7b, or a model folder")]
+
 
 @models.callback()
-def _models(context: typer.Context) -> None:
+def _models(
+    context: typer.Context,
+    family: Family = None,
+    fits: Fits = None,
+    precision: Precision = "bf16",
+    commercial: MayEarn = False,
+    as_json: AsJson = False,
+) -> None:
+    from herdbook.errors import UserError
+
     if context.invoked_subcommand is None:
-        models_ls()
+        models_ls(family, fits, precision, commercial, as_json)
+    elif family or fits or precision != "bf16" or commercial or as_json:
+        raise UserError("options go behind the verb", todo=f"`herdbook models {context.invoked_subcommand} … --json`")
 
 
 @models.command("ls")
-def models_ls(as_json: AsJson = False) -> None:
+def models_ls(
+    family: Family = None,
+    fits: Fits = None,
+    precision: Precision = "bf16",
+    commercial: MayEarn = False,
+    as_json: AsJson = False,
+) -> None:
     """List the sizes in the catalogue."""
     from herdbook.verbs import catalogue
 
-    catalogue.ls(_terminal(as_json=as_json))
+    catalogue.ls(_terminal(as_json=as_json), family=family, fits=fits, precision=precision, commercial=commercial)
 
 
 @models.command("show")
-def models_show(name: Annotated[str, typer.Argument(help="as in llama2-7b")], as_json: AsJson = False) -> None:
-    """Show one size: architecture, parameters, memory, training, licence in plain words."""
+def models_show(name: OneModel, as_json: AsJson = False) -> None:
+    """Show a size, or a model folder: architecture, memory, training, sources, licence in plain words."""
     from herdbook.verbs import catalogue
 
     catalogue.show(name, _terminal(as_json=as_json))
+
+
+@models.command("compare")
+def models_compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME|FOLDER...", help="two or more")], as_json: AsJson = False
+) -> None:
+    """Compare sizes or model folders: facts side by side, and published results."""
+    from herdbook.verbs.compare import compare
+
+    compare(names, _terminal(as_json=as_json))
 
 
 def _words(words: list[str] | None, commercial: bool = False) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Any
 from herdbook.errors import UserError
 
 PARTIAL = ".partial"
+_UMASK = os.umask(0)  # reading it means setting it
+os.umask(_UMASK)
 
 
 def sync(path: Path) -> None:
@@ -35,6 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield aside
+        aside.chmod(0o666 & ~_UMASK)  # some libraries create files that nobody else may read
         sync(aside)
         aside.replace(path)
         sync(path.parent)
@@ -86,7 +89,7 @@ def read_json(path: Path, *, what: str = "file", todo: str | None = None) -> Any
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {what} here", where=path, todo=todo) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits and towers of brackets among them
         raise UserError(f"this {what} is not valid JSON ({error})", where=path, todo=todo) from error
 
 

@@ -16,11 +16,12 @@ import yaml
 from pydantic import Field, model_validator
 
 from herdbook.align.config import SftConfig
-from herdbook.config import Config, Draft, apply_overrides, build, parse_path, read_yaml, set_value
+from herdbook.config import Config, Draft, Problem, apply_overrides, build, parse_path, read_yaml, set_value
 from herdbook.corpus.config import CorpusConfig
 from herdbook.errors import UserError
 from herdbook.evals.config import EvalConfig
 from herdbook.facts.licenses import find_expression
+from herdbook.facts.models import find_model
 from herdbook.model.config import ModelConfig
 from herdbook.tokens.config import TokenizerConfig, TokensConfig
 from herdbook.train.config import TrainConfig
@@ -87,8 +88,25 @@ def build_recipe(draft: Draft, overrides: Iterable[str] | Mapping[str, Any] = ()
         # `train:` with nothing below it is a section with all its defaults, not a missing one.
         if section in draft.values and draft.values[section] is None and section not in OPTIONAL:
             draft.values[section] = {}
+    _take_preset(draft)
     _spread_seed(draft)
+    _spread_commercial(draft)
     return build(Recipe, draft)
+
+
+def _take_preset(draft: Draft) -> None:
+    """`model: falcon-tiny`, or `preset: falcon-tiny` below `model:`, stands for that model's shape; other keys change it."""
+    model = draft.values.get("model")
+    values = {"preset": model} if isinstance(model, str) else model
+    if not isinstance(values, dict) or "preset" not in values:
+        return
+    try:
+        shape = find_model(str(values["preset"])).shape
+    except UserError as error:
+        where = draft.where(("model", "preset") if isinstance(model, dict) else ("model",))
+        draft.problems.append(Problem("model.preset", where, f"{error.what}; {error.todo}"))
+        shape = {}
+    draft.values["model"] = {**shape, **{key: value for key, value in values.items() if key != "preset"}}
 
 
 def _spread_seed(draft: Draft) -> None:
@@ -101,6 +119,13 @@ def _spread_seed(draft: Draft) -> None:
         values = draft.values.get(section, None if section in OPTIONAL else {})
         if "seed" in config.model_fields and isinstance(values, dict):
             draft.values[section] = {"seed": seed, **values}
+
+
+def _spread_commercial(draft: Draft) -> None:
+    """A corpus for commercial use is for a commercial model, so fine-tuning looks at its licences too."""
+    corpus, sft = draft.values.get("corpus"), draft.values.get("sft")
+    if isinstance(corpus, dict) and isinstance(sft, dict) and corpus.get("commercial"):
+        draft.values["sft"] = {"commercial": corpus["commercial"], **sft}
 
 
 def _section_types(section: str) -> list[type[Config]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,20 @@ def test_the_format_follows_wish_then_model_then_tokenizer(words: Tokenizer) -> 
     assert choose_format(words, None).name == "chatml"
     assert choose_format(words, "plain").name == "plain"
     assert choose_format(words.with_chat_template(PRESETS["llama2"]), None).name == "llama2"
+
+
+def test_a_model_made_from_llama_is_for_research_only(base: Path, tmp_path: Path, terminal: Terminal) -> None:
+    """Its card says MIT, and which model it was made of: the stricter licence counts, goes along, and can be refused."""
+    model = tmp_path / "llama"
+    shutil.copytree(base, model, ignore=shutil.ignore_patterns("pedigree.json", "README.md"))
+    (model / "README.md").write_text("---\nlicense: mit\nbase_model: huggyllama/llama-7b\n---\n")
+    data = write(tmp_path / "a.jsonl", [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(8)])
+    files: dict[str, Any] = {"data": [{"path": data, "license": "CC0-1.0"}]}
+    go(model, tmp_path / "sft", terminal, **files)
+    assert not pedigree.read(tmp_path / "sft")["license"]["commercial"]
+    assert "LicenseRef-llama-1" in (tmp_path / "sft" / "README.md").read_text()
+    with pytest.raises(UserError, match="no commercial use"):
+        go(model, tmp_path / "not", terminal, commercial=True, **files)
+    assert not pedigree.exists(tmp_path / "not")
+    with pytest.raises(UserError, match=r"a\.jsonl.*no commercial use"):
+        go(base, tmp_path / "not", terminal, commercial=True, data=[data])

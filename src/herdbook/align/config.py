@@ -41,6 +41,7 @@ class SftConfig(LoopConfig):
     chat: Literal["chatml", "llama2", "plain"] | None = Field(
         None, description="chat format to teach; default: the model's own if it has one, else chatml"
     )
+    commercial: bool = Field(False, description="refuse a base model or data that may not be used commercially")
     system: str | None = Field(None, description="system message put before conversations that have none")
     data: list[ChatData] = Field(default_factory=list, description="conversations to learn from")
     pairs: PairsConfig = Field(default_factory=lambda: PairsConfig.model_validate({}), description="pairs made from the corpus")

@@ -27,8 +27,10 @@ from herdbook.align.packing import collate, pack
 from herdbook.align.pairs import corpus_pairs
 from herdbook.console import Terminal
 from herdbook.errors import UserError
+from herdbook.facts.licenses import find_expression
 from herdbook.files import write_text
 from herdbook.interop.hf import load_folder, read_config
+from herdbook.interop.licenses import license_of, require_commercial
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
@@ -282,12 +284,21 @@ def _note_data(cfg: SftConfig, samples: list[Tokenized], skipped: Skipped, out: 
 
 
 def _note_licenses(cfg: SftConfig, model: Path, samples: list[Tokenized], rec: pedigree.Record) -> None:
-    """The model's licences, those of the files, and those of the documents that pairs were made from."""
+    """The model's licences, those of the files, and those of the documents that pairs were made from.
+
+    Raises UserError when the result is to be commercial, and one of them forbids it.
+    """
     if pedigree.exists(model):
         rec.inherit_licenses(model)
     else:
-        rec.add_license(None)
+        rec.add_license(license_of(model).id)
+    if cfg.commercial:
+        require_commercial(rec.license, model)
     for data in cfg.data:
         rec.add_license(data.license)
+        if cfg.commercial:
+            require_commercial(find_expression(data.license), data.path)
     for license_id in sorted({sample.conversation.license or "" for sample in samples if sample.conversation.kind}):
         rec.add_license(license_id or None)
+    if cfg.commercial:
+        require_commercial(rec.license, "sft.pairs")

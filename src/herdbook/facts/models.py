@@ -49,7 +49,7 @@ class Preset:
     Attributes:
         name: as in `hb.load(name)`.
         family: key of the family, `llama2`; `title` is how people write it.
-        config: the resolved shape.
+        config: the resolved shape; `shape` is what of it does not follow from the rest, without the vocabulary.
         tiny: a sibling of ours with about a million parameters, for tests and studies.
         license_id: of the published weights; None where none were published, and for tiny siblings.
         terms: that licence in plain words.
@@ -76,6 +76,7 @@ class Preset:
     notes: tuple[str, ...] = ()
     from_memory: tuple[str, ...] = ()
     hub: str | None = None
+    shape: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def license(self) -> License | None:
@@ -84,7 +85,7 @@ class Preset:
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as plain JSON, with the counts that follow from the shape."""
-        facts = {key: value for key, value in vars(self).items() if key not in ("config", "training", "license_id")}
+        facts = {key: value for key, value in vars(self).items() if key not in ("config", "shape", "training", "license_id")}
         return {
             **facts,
             "license": None if self.license is None else self.license.as_dict(),
@@ -107,11 +108,12 @@ def _catalogue() -> dict[str, Preset]:
 
 def _preset(name: str, key: str, row: dict[str, Any], family: dict[str, Any]) -> Preset:
     config = ModelConfig(**{**family["shape"], **row["shape"]}).resolved()
+    shape = {field: value for field, value in {**family["shape"], **row["shape"]}.items() if field != "vocab_size"}
     if row.get("tiny"):
         return Preset(
             name=name, family=key, title=family["title"], by="herdbook", released=str(family["released"]),
             source=family["source"], config=config, tiny=True, license_id=None, terms="", tokens=None, published=None,
-            notes=(SIBLING,),
+            notes=(SIBLING,), shape=shape,
         )  # fmt: skip
     own = {**family, **row}
     weights = row.get("weights", True)
@@ -125,7 +127,7 @@ def _preset(name: str, key: str, row: dict[str, Any], family: dict[str, Any]) ->
         config=config, tiny=False, license_id=own["license"] if weights else None,
         terms=own["terms"] if weights else UNPUBLISHED, tokens=None if own["tokens"] is None else parse_count(own["tokens"]),
         published=parse_count(row["published"]), training=training, notes=(*_notes(family), *_notes(row)),
-        from_memory=(*family.get("from_memory", []), *row.get("from_memory", [])), hub=row.get("hub"),
+        from_memory=(*family.get("from_memory", []), *row.get("from_memory", [])), hub=row.get("hub"), shape=shape,
     )  # fmt: skip
 
 

@@ -1,132 +1,77 @@
-"""Model folders in Hugging Face's layout, written and read by hand.
+"""Model folders in Hugging Face's layout, written and read by hand, for every family that transformers has a class for.
 
-`config.json` is written so that transformers 5 (`rope_parameters`) and 4 (`rope_theta`) read it alike. A shape that none of
-its classes expresses is saved under our own type `herdbook`: everything here reads it, transformers does not. Weights are
-safetensors only, because a pickle is a program. Reading goes tensor by tensor into a model that is allocated once, and only
-after the headers have shown that every tensor is there in its right shape.
+What `config.json` says is in `hf_config`, where tensors go in `families`, how files are opened in `tensor_files`. Reading goes
+tensor by tensor, from files that are mapped into memory, into a model that is allocated once, in the type that was asked for,
+and only after the headers have shown that every tensor is there in its right shape.
 """
 
 from __future__ import annotations
 
-import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
-from herdbook.files import atomic_path, read_json, write_json, write_text
-from herdbook.interop.families import FAMILIES, Family, Row, family_of
+from herdbook.files import atomic_path, write_json, write_text
+from herdbook.interop.families import Family, Row, family_of
+from herdbook.interop.hf_config import config_json, read_config, read_config_and_family, token_ids
+from herdbook.interop.tensor_files import FLOAT_TYPES, SAFE, Entry, open_tensors, weight_files
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OWN_TYPE = "herdbook"
+__all__ = ["config_json", "load_folder", "read_config", "save_folder"]
+
+WEIGHTS, INDEX = SAFE
 SHARD_BYTES = 5_000_000_000  # what transformers splits at
-FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+COMPARED_ROWS = 4096  # of a tied head at a time, so that comparing takes no memory to speak of
+
+Weights = dict[str, torch.nn.Parameter]  # ours, by name
 
 
-# ---- config.json ----
+# ---- where tensors go ----
 
 
-def read_config(path: Path) -> ModelConfig:
-    """The config of a model folder. Raises UserError when there is none, or it says something our decoder cannot do."""
-    file = path / "config.json"
-    todo = "name a model folder: one with config.json and model.safetensors"
-    if not path.exists():
-        raise UserError("there is no such model folder", where=path, todo=todo)
-    raw = read_json(file, what="model config", todo=todo)
-    if not isinstance(raw, dict):
-        raise UserError("a model config is a JSON object", where=file)
-    model_type = raw.get("model_type")
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None and model_type != OWN_TYPE:
-        known = ", ".join([*(family.model_type for family in FAMILIES), OWN_TYPE])
-        raise UserError(f"the model type {model_type!r} is not one we read", where=file, todo=f"known types: {known}")
-    values = raw.get(OWN_TYPE) if family is None else _from_theirs(raw, family, file)
-    try:
-        return ModelConfig.model_validate(values).resolved()
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{place}: {message}" if place else message, where=file) from error
-
-
-def _from_theirs(raw: dict[str, Any], family: Family, file: Path) -> dict[str, Any]:
-    """Our fields from their config; raises UserError for a setting that our decoder does not have."""
-    raw = {**raw, **_rope(raw, file)}
-    for key, wanted in family.constants.items():
-        if raw.get(key, wanted) != wanted:
-            raise UserError(f"{key} is {raw[key]!r}, and only {wanted!r} is supported", where=file)
-    ours: dict[str, Any] = {name: allowed[0] for name, allowed in family.fixed.items()}
-    origin: dict[str, str] = {}
-    for key, name in family.fields.items():
-        value = raw.get(key, family.defaults[key])
-        if key in family.values:
-            if value not in family.values[key]:
-                raise UserError(f"{key} {value!r} is not supported", where=file, todo=f"known: {', '.join(family.values[key])}")
-            value = family.values[key][value]
-        if name in origin and name != "dropout" and ours[name] != value:
-            raise UserError(f"{origin[name]} and {key} differ, which is not supported", where=file)
-        ours[name], origin[name] = value, key
-    return ours
-
-
-def _rope(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The rotary settings of transformers 5 (`rope_parameters`) under the names of transformers 4."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError("rope_parameters is not an object", where=file)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"rotary positions of type {kind!r} are not supported", where=file)
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise UserError("rotary positions on a part of the head are not supported", where=file)
-    return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-
-
-def _to_theirs(cfg: ModelConfig, family: Family) -> dict[str, Any]:
-    theirs: dict[str, Any] = dict(family.constants)
-    for key, name in family.fields.items():
-        value = getattr(cfg, name)
-        if key in family.values:
-            value = next(other for other, own in family.values[key].items() if own == value)
-        theirs[key] = value
-    if "rope_theta" in family.fields:
-        theirs["rope_parameters"] = {"rope_theta": cfg.rope_theta, "rope_type": "default"}
-    return theirs
-
-
-def config_json(cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
-    """What `config.json` says of a decoder, in the words of transformers' class for it, or in ours where it has none."""
-    family = family_of(cfg)
+def _rows(model: Decoder, family: Family | None) -> list[Row]:
+    """Where each parameter of this model goes, layers written out."""
+    names = [name for name, _ in model.named_parameters()]
     if family is None:
-        body: dict[str, Any] = {
-            "model_type": OWN_TYPE,
-            "architectures": ["HerdbookDecoder"],
-            OWN_TYPE: cfg.model_dump(mode="json"),
-        }
-    else:
-        body = {"model_type": family.model_type, "architectures": [family.architecture], **_to_theirs(cfg, family)}
-    name = str(dtype).removeprefix("torch.")
-    return {**body, "use_cache": True, "dtype": name, "torch_dtype": name, **_token_ids(tokenizer)}
+        return [Row(name, (name,)) for name in names]
+    rows = []
+    for row in family.rows:
+        if row.blocks and model.cfg.block not in row.blocks:
+            continue
+        for n in range(model.cfg.n_layers) if "{n}" in row.theirs else [0]:
+            ours = tuple(name.format(n=n) for name in row.ours)
+            if set(ours) <= set(names):
+                rows.append(replace(row, theirs=row.theirs.format(n=n), ours=ours))
+    assert sorted(name for row in rows for name in row.ours) == sorted(names), f"the key map of {family.model_type} has gaps"
+    return rows
 
 
-def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Special ids under their names; null where there is none, because transformers' classes have defaults of their own."""
-    if tokenizer is None:
-        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+def stack(parts: Sequence[Tensor], groups: int = 1) -> Tensor:
+    """Tensors (n, …) as one: for each of `groups`, its share of every tensor, one after the other.
+
+    With one group that is plain stacking, [all q, all k, all v]; with as many as key heads, [its queries, its key, its value]
+    for each key head.
+    """
+    return torch.cat([part.view(groups, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
+
+
+@torch.no_grad()
+def unstack(whole: Tensor, parts: Sequence[Tensor], groups: int = 1) -> None:
+    """Copy what `stack` put together back into `parts`, without another copy in between."""
+    rest = whole.shape[1:]
+    inside = torch.split(whole.view(groups, -1, *rest), [part.shape[0] // groups for part in parts], dim=1)
+    for part, stored in zip(parts, inside, strict=True):
+        part.view(groups, -1, *rest).copy_(stored)
 
 
 # ---- writing ----
@@ -148,7 +93,7 @@ def save_folder(
         dtype: type to store the weights in; None: the type they have.
         shard_bytes: a larger model is split over files of about this size.
 
-    Warns (UserWarning) when no class of transformers expresses the model.
+    Warns (UserWarning) when no class of transformers expresses the model, and when the one that does computes it wrongly.
     """
     if isinstance(tokenizer, Path):
         tokenizer = Tokenizer.load(tokenizer)
@@ -156,6 +101,9 @@ def save_folder(
     family = family_of(model.cfg)
     if family is None:
         warnings.warn("no class of transformers expresses this model: only herdbook will open the folder", stacklevel=2)
+    for applies, sentence in family.caveats if family is not None else ():
+        if applies(model.cfg):
+            warnings.warn(sentence, stacklevel=2)
     _write_weights(model, family, out, dtype, shard_bytes)
     if tokenizer is not None:
         if chat_template is not None:
@@ -168,10 +116,9 @@ def save_folder(
 
 def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torch.dtype, shard_bytes: int) -> None:
     ours = dict(model.named_parameters())
-    rows = _rows(model, family)
     shards: list[list[Row]] = [[]]
     filled = 0
-    for row in rows:
+    for row in _rows(model, family):
         size = sum(ours[name].numel() for name in row.ours) * dtype.itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
@@ -183,7 +130,8 @@ def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torc
     )
     for name, shard in zip(names, shards, strict=True):
         with atomic_path(out / name) as aside:
-            save_file({row.theirs: _stack(row, ours, dtype) for row in shard}, aside, metadata={"format": "pt"})
+            tensors = {row.theirs: _stored(row, ours, model.cfg, dtype) for row in shard}
+            save_file(tensors, aside, metadata={"format": "pt"})
     if len(shards) > 1:
         places = {row.theirs: name for name, shard in zip(names, shards, strict=True) for row in shard}
         total = sum(weight.numel() for weight in ours.values()) * dtype.itemsize
@@ -194,31 +142,17 @@ def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torc
 
 
 @torch.no_grad()
-def _stack(row: Row, ours: dict[str, torch.nn.Parameter], dtype: torch.dtype) -> Tensor:
+def _stored(row: Row, ours: Weights, cfg: ModelConfig, dtype: torch.dtype) -> Tensor:
+    """The tensor a row stands for, as it goes into the file."""
     parts = [ours[name].detach().to("cpu", dtype) for name in row.ours]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole = parts[0] if len(parts) == 1 else stack(parts, cfg.kv_heads if row.grouped else 1)
     return (whole.mT if row.transposed else whole).contiguous()
-
-
-def _rows(model: Decoder, family: Family | None) -> list[Row]:
-    """Where each parameter of this model goes, layers written out."""
-    names = [name for name, _ in model.named_parameters()]
-    if family is None:
-        return [Row(name, (name,)) for name in names]
-    rows = []
-    for row in family.rows:
-        for n in range(model.cfg.n_layers) if "{n}" in row.theirs else [0]:
-            full = Row(row.theirs.format(n=n), tuple(name.format(n=n) for name in row.ours), row.transposed)
-            if set(full.ours) <= set(names):
-                rows.append(full)
-    assert sorted(name for row in rows for name in row.ours) == sorted(names), f"the key map of {family.model_type} has gaps"
-    return rows
 
 
 def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """Ids for `generate`: a text ends at the end of text, and at the end of a turn where there is a chat template."""
     ends = sorted(tokenizer.end_ids)
-    ids = {**_token_ids(tokenizer), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    ids = {**token_ids(tokenizer), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     return {key: value for key, value in ids.items() if value is not None}
 
 
@@ -242,124 +176,127 @@ def _card(cfg: ModelConfig, license_id: str | None, body: str | None) -> str:
 # ---- reading ----
 
 
-def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
+def load_folder(
+    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False
+) -> Decoder:
     """The decoder in a model folder, in evaluation mode; weights in `dtype`, which is also its `compute_dtype`.
 
+    Takes the memory of the model and of what it touches of one file at a time.
+
+    Args:
+        path: the folder.
+        dtype: type of the weights and of the computation.
+        device: where the weights go.
+        allow_pickle: where there are no safetensors, read `pytorch_model.bin`, of which nothing but tensors is accepted.
+
     Raises UserError, with the names, when tensors are missing, unknown, of another shape or type, when a file is cut off or
-    no safetensors file, or when there are only pickled weights.
+    of another kind, when the copy of a tied head differs from the embedding, and when there are only pickled weights and
+    `allow_pickle` is off.
     """
-    cfg = read_config(path)
-    raw_type = read_json(path / "config.json").get("model_type")
-    family = next((family for family in FAMILIES if family.model_type == raw_type), None)
-    files = _weight_files(path)
-    size = sum(file.stat().st_size for file in files)
-    if cfg.parameters() > size:  # before anything is built: a broken config could ask for more than the machine has
-        raise UserError(
-            f"config.json describes {cfg.parameters():,} parameters, and the weights have only {size:,} bytes", where=path,
-            todo="the folder is incomplete, or config.json belongs to another model",
-        )  # fmt: skip
+    cfg, family = read_config_and_family(path)
+    headers = _headers(cfg, path, allow_pickle)
     with torch.device("meta"):
         model = Decoder(cfg)
-    rows = {row.theirs: row for row in _rows(model, family)}
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    places = _find_tensors(files, rows, shapes, family, path)
+    found = _Found(model, family)
+    for file, header in headers.items():
+        found.look_into(file, header)
+    found.require_all(path)
     model = model.to(dtype).to_empty(device=device)
     model.compute_dtype = dtype
     ours = dict(model.named_parameters())
-    for file in files:
-        with _opened(file) as tensors:
-            for stored, name in places[file].items():
-                _unstack(tensors.get_tensor(stored), rows[name], ours)
+    for file, places in found.places.items():
+        with open_tensors(file) as tensors:
+            for stored, row in places.items():
+                whole = tensors.tensor(stored)
+                parts = [ours[name] for name in row.ours]
+                unstack(whole.mT if row.transposed else whole, parts, cfg.kv_heads if row.grouped else 1)
+    for file, stored in found.copies:
+        _require_copy(file, stored, model.embed.weight)
     return model.eval()
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder, whole or split. Names in an index may not lead elsewhere."""
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    if (path / INDEX).is_file():
-        index = read_json(path / INDEX, what="weight index")
-        places = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-            raise UserError("a weight index has a `weight_map` of tensor names to file names", where=path / INDEX)
-        names = sorted(set(places.values()))
-        for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise UserError(f"the index names {name!r}, which is no safetensors file of this folder", where=path / INDEX)
-            if not (path / name).is_file():
-                raise UserError("a part of the weights is missing", where=path / name, todo="fetch the folder again")
-        return [path / name for name in names]
-    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
-        todo = "convert them to safetensors first, on a machine where you trust the file"
-        raise UserError(
-            "the weights here are pickled; a pickle can run any program, so they are not read", where=path, todo=todo
-        )
-    raise UserError("there are no weights here", where=path / WEIGHTS, todo="name a folder with model.safetensors")
+def _headers(cfg: ModelConfig, path: Path, allow_pickle: bool) -> dict[Path, dict[str, Entry]]:
+    """What each file of weights holds.
 
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            yield tensors
-    except (SafetensorError, struct.error, OverflowError) as error:
-        todo = "it is cut off or damaged: fetch or make it again"
-        raise UserError(f"this is not a whole safetensors file ({error})", where=file, todo=todo) from error
-
-
-def _find_tensors(
-    files: list[Path], rows: dict[str, Row], shapes: dict[str, torch.Size], family: Family | None, path: Path
-) -> dict[Path, dict[str, str]]:
-    """For each file, the stored names to read and the names they stand for; raises UserError unless all is as it should be."""
-    places: dict[Path, dict[str, str]] = {}
-    found: set[str] = set()
-    unknown, wrong = [], []
+    Raises UserError when that cannot be such a model, before anything is built: a broken config could ask for more than the
+    machine has.
+    """
+    files = weight_files(path, allow_pickle=allow_pickle)
+    size, headers = sum(file.stat().st_size for file in files), {}
+    asked = f"config.json describes {cfg.n_layers:,} layers with {cfg.parameters():,} parameters in all"
+    todo = "the folder is incomplete, or config.json belongs to another model"
+    if cfg.parameters() > size:
+        raise UserError(f"{asked}, and the weights are only {size:,} bytes", where=path, todo=todo)
     for file in files:
-        places[file] = {}
-        with _opened(file) as tensors:
-            for stored in tensors.keys():  # noqa: SIM118  no mapping: it has keys and nothing else
-                name = _known_name(stored, rows, family)
-                if name is None:
-                    if not _ignorable(stored, family, rows):
-                        unknown.append(stored)
-                    continue
-                part = tensors.get_slice(stored)
-                problem = _misfit(list(part.get_shape()), part.get_dtype(), rows[name], shapes)
-                if problem:
-                    wrong.append(f"{stored} {problem}")
-                places[file][stored] = name
-                found.add(name)
-    missing = [name for name in rows if name not in found]
-    for names, what in ((missing, "missing tensors"), (unknown, "unknown tensors"), (wrong, "tensors that do not fit")):
-        if names:
-            todo = "config.json and the weights do not belong together, or the weights are of another kind of model"
-            raise UserError(f"{what}: {_listing(names)}", where=path, todo=todo)
-    return places
+        with open_tensors(file) as tensors:
+            headers[file] = tensors.header()
+    count = sum(len(header) for header in headers.values())
+    if cfg.n_layers > count:
+        raise UserError(f"{asked}, and the weights are only {count:,} tensors", where=path, todo=todo)
+    return headers
 
 
-def _known_name(stored: str, rows: dict[str, Row], family: Family | None) -> str | None:
-    if stored in rows:
-        return stored
-    longer = f"{family.prefix}{stored}" if family is not None else stored
-    return longer if longer in rows else None
+class _Found:
+    """What the headers of the files say, held against what the model needs.
+
+    Attributes:
+        places: for each file, the stored names to read and the rows they stand for.
+        copies: file and name of each copy of a tied head.
+    """
+
+    def __init__(self, model: Decoder, family: Family | None) -> None:
+        self.family = family
+        self.rows = {row.theirs: row for row in _rows(model, family)}
+        self.shapes = {name: weight.shape for name, weight in model.named_parameters()}
+        tied = {family.head: Row(family.head, ("embed.weight",))} if family is not None and model.cfg.tied else {}
+        self.known = {**self.rows, **tied}
+        self.places: dict[Path, dict[str, Row]] = {}
+        self.copies: list[tuple[Path, str]] = []
+        self.read: set[str] = set()
+        self.unknown: list[str] = []
+        self.wrong: list[str] = []
+
+    def look_into(self, file: Path, header: dict[str, Entry]) -> None:
+        """Note the tensors of one more file."""
+        self.places[file] = {}
+        prefixes = ("", *self.family.prefixes) if self.family is not None else ("",)
+        ignored = self.family.ignored if self.family is not None else ()
+        for stored, entry in header.items():
+            name = next((name for prefix in prefixes if (name := f"{prefix}{stored}") in self.known), None)
+            if name is None:
+                self.unknown += [] if stored.endswith(ignored) else [stored]
+                continue
+            problem = "(given twice)" if name in self.read else self._misfit(entry, self.known[name])
+            if problem:
+                self.wrong.append(f"{stored} {problem}")
+            elif name in self.rows:
+                self.places[file][stored] = self.rows[name]
+            else:
+                self.copies.append((file, stored))
+            self.read.add(name)
+
+    def require_all(self, path: Path) -> None:
+        """Raise UserError unless every tensor is there, once and in its shape, and no other."""
+        missing = [name for name in self.rows if name not in self.read]
+        for names, what in (
+            (missing, "missing tensors"), (self.unknown, "unknown tensors"), (self.wrong, "tensors that do not fit")
+        ):  # fmt: skip
+            if names:
+                todo = "config.json and the weights do not belong together, or the weights are of another kind of model"
+                raise UserError(f"{what}: {_listing(names)}", where=path, todo=todo)
+
+    def _misfit(self, entry: Entry, row: Row) -> str | None:
+        """What is wrong with a stored tensor, or None."""
+        wanted = [sum(self.shapes[name][0] for name in row.ours), *self.shapes[row.ours[0]][1:]]
+        if row.transposed:
+            wanted.reverse()
+        if entry.type not in FLOAT_TYPES:
+            return f"(of type {entry.type}; floating point is needed)"
+        return None if entry.shape == wanted else f"({_size(entry.shape)} instead of {_size(wanted)})"
 
 
-def _ignorable(stored: str, family: Family | None, rows: dict[str, Row]) -> bool:
-    """Buffers of old versions, and the copy of a tied head."""
-    if family is None:
-        return False
-    return stored.endswith(family.ignored) or (stored == "lm_head.weight" and stored not in rows)
-
-
-def _misfit(shape: list[int], kind: str, row: Row, shapes: dict[str, torch.Size]) -> str | None:
-    """What is wrong with a stored tensor, or None."""
-    first = shapes[row.ours[0]]
-    wanted = [sum(shapes[name][0] for name in row.ours), *first[1:]]
-    if row.transposed:
-        wanted.reverse()
-    if kind not in FLOAT_TYPES:
-        return f"(of type {kind}; floating point is needed)"
-    return None if shape == wanted else f"({'×'.join(map(str, shape))} instead of {'×'.join(map(str, wanted))})"
+def _size(shape: list[int]) -> str:
+    return "×".join(map(str, shape)) or "one number"
 
 
 def _listing(names: list[str], most: int = 6) -> str:
@@ -368,10 +305,12 @@ def _listing(names: list[str], most: int = 6) -> str:
 
 
 @torch.no_grad()
-def _unstack(stored: Tensor, row: Row, ours: dict[str, torch.nn.Parameter]) -> None:
-    whole = stored.mT if row.transposed else stored
-    start = 0
-    for name in row.ours:
-        end = start + ours[name].shape[0]
-        ours[name].copy_(whole[start:end])
-        start = end
+def _require_copy(file: Path, stored: str, embed: Tensor) -> None:
+    """Raise UserError when what should be a copy of the embedding differs from it: then the head is not tied."""
+    with open_tensors(file) as tensors:
+        for copied, own in zip(*(torch.split(x, COMPARED_ROWS) for x in (tensors.tensor(stored), embed)), strict=True):
+            if not torch.equal(copied.to(embed.dtype), own.cpu()):
+                raise UserError(
+                    f"{stored} differs from the embedding, and config.json says that both are one", where=file,
+                    todo='set "tie_word_embeddings": false in config.json to read it as a head of its own',
+                )  # fmt: skip

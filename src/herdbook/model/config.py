@@ -2,7 +2,7 @@
 
 No field names a family: LLaMA-2 is rope + rmsnorm + swiglu + grouped key heads, GPT-2 and GPT-3 are learned positions +
 layernorm + gelu + biases + tied head, MPT is alibi + low-precision layernorm without biases, Falcon-7B is rope + one key head
-+ a parallel block behind one norm. The presets in `facts/models.yaml` are such settings as data. The counting methods are
++ a parallel block behind one norm. The presets in `facts/families/` are such settings as data. The counting methods are
 the only place where parameters, FLOPs and cache bytes are computed: planner, MFU meter and benchmarks all ask here.
 
 This file imports no torch, so that reading a recipe stays cheap.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from herdbook.units import human_bytes, human_seconds
 
 def show(path: Path, terminal: Terminal, *, verify: bool) -> None:
     """Draw the tree behind `path`; with `verify`, hash everything again and fail when something differs."""
+    if path.suffix == ".gguf" and path.is_file():
+        if verify:
+            raise UserError(
+                "a single file has nothing to be checked against", where=path, todo="verify the folder it was made of"
+            )
+        _show_gguf(path, terminal)
+        return
     roots = [pedigree.tree(folder) for folder in _folders(path)]
     problems = [problem for root in roots for problem in pedigree.verify(root)] if verify else []
     problems = list(dict.fromkeys(problems))
@@ -35,6 +43,28 @@ def show(path: Path, terminal: Terminal, *, verify: bool) -> None:
         raise UserError(
             f"the pedigree does not hold:\n{listing}", where=path, todo="make the changed stations anew with --from"
         )
+
+
+def _show_gguf(path: Path, terminal: Terminal) -> None:
+    """A GGUF file carries its origin in its header."""
+    from herdbook.interop.gguf.container import open_gguf
+    from herdbook.interop.gguf.model import PEDIGREE
+    from herdbook.interop.licenses import license_of
+
+    stored = open_gguf(path).metadata.get(PEDIGREE)
+    try:
+        origin = json.loads(stored) if isinstance(stored, str) else None
+    except ValueError:
+        origin = None
+    if not isinstance(origin, dict):
+        raise UserError("there is no pedigree here", where=path, todo="only GGUF files that herdbook wrote have one")
+    license_ = license_of(path)
+    if terminal.as_json:
+        emit({"file": str(path), "license": license_.as_dict(), "made_from": origin})
+        return
+    tree = Tree(f"[bold]gguf[/bold]  [dim]{escape(path.name)}[/dim]\n[italic]{escape(license_.in_words())}[/italic]")
+    tree.add(f"{escape(str(origin.get('source')))}  [dim]{escape(str(origin.get('sha256', ''))[:12])}[/dim]")
+    terminal.console.print(tree)
 
 
 def _folders(path: Path) -> list[Path]:

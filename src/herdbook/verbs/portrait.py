@@ -64,7 +64,7 @@ def origin(subject: Subject) -> str:
     """Who made it, and when."""
     preset = subject.preset
     if preset is None:
-        return f"a folder, {subject.folder}"
+        return f"a {'file' if subject.folder and subject.folder.is_file() else 'folder'}, {subject.folder}"
     return f"a small sibling of {preset.title}" if preset.tiny else f"{preset.by}, {preset.released}"
 
 

@@ -63,12 +63,12 @@ class Subject:
 
 
 def find_subject(name: str) -> Subject:
-    """The model that `name` means: a folder (or a run's folder) where there is one, else a model of the catalogue.
+    """The model that `name` means: on disk (or in a run's folder) where there is one, else of the catalogue.
 
-    Raises UserError when it is neither, and when the folder is broken or of a kind we do not read.
+    Raises UserError when it is neither, and when what is on disk is broken or of a kind we do not read.
     """
     if Path(name).exists():
-        return _of_folder(name)
+        return _on_disk(name)
     try:
         preset = find_model(name)
     except UserError as error:
@@ -78,13 +78,13 @@ def find_subject(name: str) -> Subject:
     return Subject(name=preset.name, config=preset.config, license=preset.license, preset=preset)
 
 
-def _of_folder(name: str) -> Subject:
-    from herdbook.interop.hf import read_config
+def _on_disk(name: str) -> Subject:
+    from herdbook.interop.doors import read_shape
     from herdbook.interop.licenses import license_of
     from herdbook.verbs.talk import find_model as model_folder
 
     folder = Path(model_folder(name))
-    config, stated = read_config(folder), license_of(folder)
+    config, stated = read_shape(folder), license_of(folder)
     ancestors = tuple({ancestor.name: ancestor for ancestor in _ancestors(folder)}.values())
     binding = strictest([stated, *(ancestor.license for ancestor in ancestors if ancestor.license)])
     counts = pedigree.read(folder)["counts"] if pedigree.exists(folder) else {}
@@ -123,15 +123,11 @@ def _shown(path: Path | None) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _by_name(folder: Path) -> Iterator[Ancestor]:
-    """The models that a folder's card (`base_model`) and config (`_name_or_path`) say it was made from."""
-    from herdbook.files import read_json
-    from herdbook.interop.licenses import card_front_matter
+def _by_name(path: Path) -> Iterator[Ancestor]:
+    """The published models that a model says it was made from."""
+    from herdbook.interop.licenses import named_bases
 
-    base = card_front_matter(folder).get("base_model")
-    config = read_json(folder / "config.json", what="model config")
-    names = [*(base if isinstance(base, list) else [base]), config.get("_name_or_path")]
-    for name in names:
-        preset = find_published(name) if isinstance(name, str) and name else None
+    for name in named_bases(path):
+        preset = find_published(name)
         if preset is not None:
-            yield Ancestor(str(name), preset.license, preset)
+            yield Ancestor(name, preset.license, preset)

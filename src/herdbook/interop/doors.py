@@ -1,0 +1,164 @@
+"""One door for every layout that a model lies in.
+
+    hf        a folder with config.json and safetensors, as transformers writes and reads
+    gguf      one file for llama.cpp
+    meta      a folder with params.json and consolidated.*.pth, as Meta published LLaMA
+    llama2c   one .bin file for karpathy's llama2.c
+
+`load_decoder` tells them apart by what is there; `save_decoder` writes the one that is asked for, or that the name says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from herdbook.errors import UserError
+from herdbook.files import read_json
+from herdbook.interop.hf import load_folder, save_folder
+from herdbook.interop.hf_config import read_config
+from herdbook.model.config import ModelConfig
+from herdbook.model.decoder import Decoder
+from herdbook.tokenizer import Tokenizer
+
+Layout = Literal["hf", "gguf", "meta", "llama2c"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def layout_of(path: Path) -> Layout:
+    """How the model at `path` is laid out. Raises UserError when there is nothing, or nothing we know."""
+    if not path.exists():
+        raise UserError("there is no such model", where=path, todo="name a model folder, or a .gguf or .bin file")
+    if path.is_file():
+        if path.suffix in (".gguf", ".bin"):
+            return "gguf" if path.suffix == ".gguf" else "llama2c"
+        raise UserError("this file is no model that we read", where=path, todo="name a model's folder, or a .gguf or .bin file")
+    if (path / "params.json").is_file() and not (path / "config.json").is_file():
+        return "meta"
+    return "hf"
+
+
+def layout_for(out: Path) -> Layout:
+    """The layout that a name to write to asks for: `x.gguf` and `x.bin` are files, all else is a Hugging Face folder."""
+    return "gguf" if out.suffix == ".gguf" else "llama2c" if out.suffix == ".bin" else "hf"
+
+
+def load_decoder(
+    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False
+) -> Decoder:
+    """The decoder at `path`, whatever its layout, in evaluation mode.
+
+    Args:
+        dtype: type of the weights and of the computation.
+        allow_pickle: read .bin and .pth files too. They are pickles, of which only tensors are accepted.
+
+    Raises UserError when it is absent, broken, of a kind we do not have, or pickled without `allow_pickle`.
+    """
+    layout = layout_of(path)
+    if layout == "gguf":
+        from herdbook.interop.gguf.model import load_gguf
+
+        return load_gguf(path, dtype=dtype, device=device)
+    if layout == "meta":
+        from herdbook.interop.meta import load_meta
+
+        return load_meta(path, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    if layout == "llama2c":
+        from herdbook.interop.llama2c import load_llama2c
+
+        return load_llama2c(path, dtype=dtype, device=device)
+    return load_folder(path, dtype=dtype, device=device, allow_pickle=allow_pickle)
+
+
+def read_shape(path: Path) -> ModelConfig:
+    """The shape of the model at `path`, from its header or config alone.
+
+    Raises UserError as `load_decoder` does; Meta's layout tells part of it in the weights only.
+    """
+    layout = layout_of(path)
+    if layout == "gguf":
+        from herdbook.interop.gguf.container import open_gguf
+        from herdbook.interop.gguf.model import read_gguf_config
+
+        return read_gguf_config(open_gguf(path))
+    if layout == "llama2c":
+        from herdbook.interop.llama2c import read_llama2c_config
+
+        return read_llama2c_config(path)
+    if layout == "meta":
+        raise UserError("Meta's layout must be read whole to be described", where=path, todo="convert it: `herdbook convert`")
+    return read_config(path)
+
+
+def find_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer that lies with a model, or None. Raises UserError when it is broken."""
+    from herdbook.interop.tokenizers import load_tokenizer
+
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if layout_of(path) == "gguf":
+        from herdbook.interop.gguf.container import open_gguf
+
+        kind = open_gguf(path).metadata.get("tokenizer.ggml.model", "none")
+        return None if kind == "none" else load_tokenizer(path)
+    return load_tokenizer(path) if path.is_dir() and any((path / name).is_file() for name in names) else None
+
+
+def type_of(path: Path, *, allow_pickle: bool = False) -> torch.dtype:
+    """The type a model's weights are best read in: the one they are stored in; packed ones in float32."""
+    layout = layout_of(path)
+    if layout == "hf":
+        raw = read_json(path / "config.json", what="model config")
+        name = raw.get("dtype", raw.get("torch_dtype")) if isinstance(raw, dict) else None
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(name), torch.float32)
+    if layout == "gguf":
+        from herdbook.interop.gguf.container import open_gguf
+
+        kinds = {row.type for row in open_gguf(path).tensors.values() if len(row.shape) > 1}
+        return TYPES[kinds.pop()] if len(kinds) == 1 and kinds <= set(TYPES) else torch.float32
+    if layout == "meta":
+        from herdbook.interop.meta import stored_type
+
+        return stored_type(path, allow_pickle=allow_pickle)
+    return torch.float32
+
+
+def save_decoder(
+    model: Decoder, out: Path, layout: Layout | None = None, *, kind: str | None = None, tokenizer: Tokenizer | None = None,
+    license_id: str | None = None, name: str | None = None, card: str | None = None, pedigree: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a model in a layout; files are whole or not there.
+
+    Args:
+        layout: None takes the one that the name asks for.
+        kind: type to store the weights in: F32, F16, BF16, in GGUF also Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; None: the one they
+            have.
+        license_id, name, card, pedigree: what the layout has a place for is written there.
+
+    Raises UserError when the layout has no form for this model or type.
+    """
+    layout = layout or layout_for(out)
+    if layout in ("gguf", "llama2c") and out.is_dir():
+        raise UserError("this is a folder, and the model becomes one file", where=out, todo="name a file")
+    own = next((name for name, dtype in TYPES.items() if dtype == next(model.parameters()).dtype), "F32")
+    if layout == "gguf":
+        from herdbook.interop.gguf.model import save_gguf
+
+        save_gguf(model, out, kind=kind or own, tokenizer=tokenizer, license_id=license_id, name=name, pedigree=pedigree)
+        return
+    if kind is not None and kind not in TYPES:
+        raise UserError(f"{kind} is a type of GGUF files", todo=f"write a .gguf file, or choose one of {', '.join(TYPES)}")
+    if layout == "meta":
+        from herdbook.interop.meta import save_meta
+
+        save_meta(model, out, dtype=TYPES[kind or own])
+    elif layout == "llama2c":
+        from herdbook.interop.llama2c import save_llama2c
+
+        if kind not in (None, "F32"):
+            raise UserError("llama2.c's files are float32", todo="leave --type out")
+        save_llama2c(model, out)
+    else:
+        save_folder(model, out, tokenizer=tokenizer, license_id=license_id, card=card, dtype=TYPES[kind or own])

@@ -1,0 +1,278 @@
+"""Models in GGUF files: written for llama.cpp, and read back into our decoder.
+
+Matrices are stored in the wanted type; norms, biases and position tables, which are small and sensitive, in float32, and
+under a 4- or 5-bit type the embedding and the head in Q8_0. K-quants are read; the `gguf` package cannot make them.
+llama.cpp's llama graph turns neighbours (x[2i], x[2i+1]), so the rows of query and key are permuted on the way out and back:
+files where this is forgotten load and babble.
+
+Where the families' own code has the exact GELU, llama.cpp computes the tanh approximation (Falcon, MPT, NeoX); its logits
+differ from ours by that much.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from herdbook.errors import UserError
+from herdbook.facts.licenses import find_expression
+from herdbook.interop.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
+from herdbook.interop.gguf.container import GGUFFile, TensorSource, open_gguf, write_gguf
+from herdbook.interop.rotary import to_halves, to_interleaved, turned_heads
+from herdbook.model.config import ModelConfig
+from herdbook.model.decoder import Decoder
+from herdbook.tokenizer import Tokenizer
+
+# The number of each type in `general.file_type`.
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+PEDIGREE = "herdbook.pedigree"  # our own key: where the file comes from, as JSON
+_FEW_BITS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+
+
+class Slot(NamedTuple):
+    """A tensor of the file, and the parameters of ours that it holds, stacked along the outputs."""
+
+    theirs: str
+    ours: tuple[str, ...]
+
+
+# ---- writing ----
+
+
+def save_gguf(
+    model: Decoder, out: Path, *, kind: str = "BF16", tokenizer: Tokenizer | None = None, license_id: str | None = None,
+    name: str | None = None, pedigree: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a model as one GGUF file that llama.cpp runs.
+
+    Args:
+        model: the decoder.
+        out: the file; written whole or not at all.
+        kind: type of the matrices, one of `FILE_TYPES`.
+        tokenizer: stored with its chat template; without one llama.cpp takes the file for its weights only.
+        license_id: SPDX expression; None is stored as unknown.
+        name: how the model is called.
+        pedigree: what the file was made from, kept as JSON under our own key.
+
+    Raises UserError when llama.cpp has no code for this shape, naming what is in the way, for a type that cannot be written,
+    and for a tokenizer that it has no form for.
+    """
+    if kind not in FILE_TYPES:
+        raise UserError(f"GGUF files of type {kind!r} are not written", todo=f"known types: {', '.join(FILE_TYPES)}")
+    architecture = architecture_of(model.cfg)
+    if architecture is None:
+        raise UserError(_refusal(model.cfg), where=out, todo='save it as a Hugging Face folder instead (format="hf")')
+    metadata = _metadata(model.cfg, architecture, kind)
+    metadata |= {"general.name": name} if name else {}
+    metadata |= {"general.license": find_expression(license_id).id}
+    metadata |= {PEDIGREE: json.dumps(pedigree, sort_keys=True)} if pedigree is not None else {}
+    metadata |= _vocabulary(tokenizer, model.cfg)
+    write_gguf(out, metadata, _sources(model, architecture, kind))
+
+
+def _refusal(cfg: ModelConfig) -> str:
+    """Why no graph fits: what is in the way of the nearest one."""
+    nearest = min(ARCHITECTURES, key=lambda row: len(row.why_not(cfg)))
+    return f"llama.cpp has no code for this model: its nearest, {nearest.name!r}, lacks {', '.join(nearest.why_not(cfg))}"
+
+
+def _metadata(cfg: ModelConfig, architecture: Architecture, kind: str) -> dict[str, Any]:
+    name = architecture.name
+    values = {f"{name}.{key}": getattr(cfg, ours) for key, ours in architecture.keys.items()}
+    if cfg.rope_scaling == "linear":
+        values |= {f"{name}.rope.scaling.type": "linear", f"{name}.rope.scaling.factor": cfg.rope_factor}
+    if name == "gptneox":
+        values[f"{name}.use_parallel_residual"] = cfg.block != "sequential"
+    head = {"general.architecture": name, "general.type": "model", "general.file_type": FILE_TYPES[kind]}
+    return {**head, "general.quantization_version": 2, **{key: value for key, value in values.items() if value is not None}}
+
+
+def _vocabulary(tokenizer: Tokenizer | None, cfg: ModelConfig) -> dict[str, Any]:
+    if tokenizer is None:
+        return {"tokenizer.ggml.model": "none"}
+    from herdbook.interop.gguf.vocabulary import gguf_metadata_of
+
+    return gguf_metadata_of(tokenizer, cfg.vocabulary)
+
+
+def _sources(model: Decoder, architecture: Architecture, kind: str) -> list[TensorSource]:
+    parameters = dict(model.named_parameters())
+    sources = []
+    for slot in _slots(architecture, model.cfg, list(parameters)):
+        first = parameters[slot.ours[0]]
+        shape = (sum(parameters[name].shape[0] for name in slot.ours), *first.shape[1:])
+        take = partial(_stacked, [parameters[name] for name in slot.ours], _turned(architecture, model.cfg, slot))
+        sources.append(TensorSource(slot.theirs, shape, _type_of(slot, shape, kind), take))
+    return sources
+
+
+def _type_of(slot: Slot, shape: Sequence[int], kind: str) -> str:
+    if len(shape) == 1 or slot.ours == ("position_embed.weight",):
+        return "F32"
+    return "Q8_0" if kind in _FEW_BITS and slot.ours[0].startswith(("embed.", "unembed.")) else kind
+
+
+@torch.no_grad()
+def _stacked(parts: list[nn.Parameter], heads: int | None) -> Tensor:
+    whole = torch.cat([part.detach().float().cpu() for part in parts])
+    return whole if heads is None else to_interleaved(whole, heads)
+
+
+def _turned(architecture: Architecture, cfg: ModelConfig, slot: Slot) -> int | None:
+    """How many heads' rows are to be permuted; None where they are in order already."""
+    if not architecture.interleaved or cfg.rope_interleaved:
+        return None
+    return turned_heads(slot.ours[0], cfg)
+
+
+def _slots(architecture: Architecture, cfg: ModelConfig, parameters: Sequence[str]) -> list[Slot]:
+    """Where each parameter of a model goes, layers written out."""
+    known, slots = set(parameters), []
+    for theirs, ours in architecture.names.items():
+        for n in range(cfg.n_layers) if "{n}" in theirs else [0]:
+            for kind in ("weight", "bias"):
+                inside = "blocks.{n}." if "{n}" in theirs else ""
+                names = tuple(f"{inside}{name}.{kind}".format(n=n) for name in ours)
+                if set(names) <= known:
+                    slots.append(Slot(f"{theirs}.{kind}".format(n=n), names))
+    assert sorted(name for slot in slots for name in slot.ours) == sorted(known), f"the names of {architecture.name} have gaps"
+    return slots
+
+
+# ---- reading ----
+
+
+def read_gguf_config(file: GGUFFile) -> ModelConfig:
+    """The shape of the model in an opened file. Raises UserError when our decoder has none of that kind."""
+    return _read_header(file)[1]
+
+
+def _read_header(file: GGUFFile) -> tuple[Architecture, ModelConfig]:
+    architecture = _architecture(file)
+    values: dict[str, Any] = {field: allowed[0] for field, allowed in architecture.fixed.items()}
+    for key, ours in architecture.keys.items():
+        value = file.metadata.get(f"{architecture.name}.{key}")
+        if value is not None and ours in ModelConfig.model_fields:
+            values[ours] = _plain(value)
+    values |= _rope(file, architecture, values) | _from_tensors(file, architecture)
+    if architecture.name == "gptneox":
+        parallel = file.metadata.get("gptneox.use_parallel_residual", True)
+        values["block"] = "parallel_two_norms" if parallel else "sequential"
+    try:
+        return architecture, ModelConfig.model_validate(values).resolved()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise UserError(f"{place}: {message}" if place else message, where=file.path) from error
+
+
+def _architecture(file: GGUFFile) -> Architecture:
+    """The graph a file is for: of those with its name (Falcon has two) the fullest whose tensors are there."""
+    name = file.metadata.get("general.architecture")
+    rows = sorted((row for row in ARCHITECTURES if row.name == name), key=lambda row: -len(row.names))
+    if not rows:
+        known = ", ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+        raise UserError(f"the architecture {name!r} is not one we read", where=file.path, todo=f"known ones: {known}")
+
+    def complete(row: Architecture) -> bool:
+        return all(f"{theirs}.weight".format(n=0) in file.tensors for theirs in row.names if theirs.startswith("blk."))
+
+    return next(filter(complete, rows), rows[-1])
+
+
+def _plain(value: Any) -> Any:
+    """A float32 of the file as the decimal number it was made from: 1e-5, not 9.99999974e-06."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _rope(file: GGUFFile, architecture: Architecture, values: Mapping[str, Any]) -> dict[str, Any]:
+    """RoPE's base, turned part and scaling, where the architecture has RoPE."""
+    if values["positions"] != "rope":
+        return {}
+    name, found = architecture.name, {"rope_theta": _plain(file.metadata.get(f"{architecture.name}.rope.freq_base", 10_000.0))}
+    width = values.get("head_dim") or values.get("d_model", 0) // max(1, values.get("n_heads", 1))
+    turned = file.metadata.get(f"{name}.rope.dimension_count", width)
+    if width and isinstance(turned, int) and turned != width:
+        if "rope_fraction" in architecture.fixed:
+            raise UserError(f"{name} with RoPE on a part of the head ({turned} of {width}) is not supported", where=file.path)
+        found["rope_fraction"] = turned / width
+    kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
+        raise UserError(f"RoPE scaling of type {kind!r} is not supported", where=file.path, todo="known: none, linear")
+    factor = file.metadata.get(f"{name}.rope.scaling.factor", 1.0)
+    return {**found, "rope_scaling": "linear", "rope_factor": _plain(factor)} if kind == "linear" and factor != 1 else found
+
+
+def _from_tensors(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
+    """What only the tensors tell: the vocabulary, a head of its own, biases."""
+    if "token_embd.weight" not in file.tensors:
+        raise UserError("this file holds no model: there is no tensor token_embd.weight", where=file.path,
+                        todo="a vocabulary alone can be used as a tokenizer")  # fmt: skip
+    found: dict[str, Any] = {
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "tied": "output.weight" not in file.tensors,
+    }
+    for field, names in (("attn_bias", ("attn_q", "attn_qkv")), ("ff_bias", ("ffn_up",)), ("norm_bias", ("attn_norm",))):
+        if field not in architecture.fixed and not (field == "norm_bias" and architecture.fixed["norm"][0] == "rmsnorm"):
+            found[field] = any(f"blk.0.{name}.bias" in file.tensors for name in names)
+    return found
+
+
+def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
+    """The decoder in a GGUF file, in evaluation mode, its weights unpacked to `dtype`, which is also its `compute_dtype`.
+
+    Raises UserError, with the names, when tensors are missing, unknown or of another shape, when the file is not in order,
+    or when it holds a model of a kind we do not have.
+    """
+    file = open_gguf(path)
+    architecture, cfg = _read_header(file)
+    if cfg.n_layers > len(file.tensors):
+        raise UserError(f"the header tells of {cfg.n_layers:,} layers, and there are {len(file.tensors)} tensors", where=path)
+    with torch.device("meta"):
+        model = Decoder(cfg)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    slots = _slots(architecture, cfg, list(shapes))
+    _require_all(file, slots, shapes)
+    model = model.to(dtype).to_empty(device=device)
+    model.compute_dtype = dtype
+    parameters = dict(model.named_parameters())
+    for slot in slots:
+        heads = _turned(architecture, cfg, slot)
+        whole = file.tensor(slot.theirs)
+        _unstack(whole if heads is None else to_halves(whole, heads), [parameters[name] for name in slot.ours])
+    return model.eval()
+
+
+def _require_all(file: GGUFFile, slots: list[Slot], shapes: Mapping[str, torch.Size]) -> None:
+    """Every tensor in its shape, and nothing besides, before anything is allocated."""
+    wanted = {slot.theirs: (sum(shapes[name][0] for name in slot.ours), *shapes[slot.ours[0]][1:]) for slot in slots}
+    wrong = [
+        f"{name} ({'×'.join(map(str, file.tensors[name].shape))} instead of {'×'.join(map(str, shape))})"
+        for name, shape in wanted.items()
+        if name in file.tensors and file.tensors[name].shape != shape
+    ]
+    unknown = [name for name in file.tensors if name not in wanted]
+    missing = [name for name in wanted if name not in file.tensors]
+    for names, what in ((missing, "missing tensors"), (unknown, "unknown tensors"), (wrong, "tensors that do not fit")):
+        if names:
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            raise UserError(
+                f"{what}: {shown}", where=file.path, todo="the file is of another kind of model than its header says"
+            )
+
+
+@torch.no_grad()
+def _unstack(whole: Tensor, parts: list[nn.Parameter]) -> None:
+    start = 0
+    for part in parts:
+        end = start + part.shape[0]
+        part.copy_(whole[start:end])
+        start = end
