@@ -77,6 +77,12 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", {**FOR_TRANSFORMERS_4, **self.config, **template})
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # else it would win over the one just written
 
+    @property
+    def definition(self) -> str:
+        """The whole tokenizer as the JSON of `tokenizer.json`."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: what a model's vocabulary must hold."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from herdbook.errors import UserError
-from herdbook.facts.models import list_models
+from herdbook.facts.models import Preset, list_models
 from herdbook.interop.families import FAMILIES, Family, family_named, family_of
 from herdbook.interop.hf import config_json, load_folder, read_config, save_folder
 from herdbook.model.attention import alibi_slopes
@@ -285,8 +285,11 @@ def test_falcons_slopes_round_as_transformers_does() -> None:
 @st.composite
 def shapes(draw: st.DrawFn, family: Family) -> ModelConfig:
     """A config that a family expresses, with odd sizes and every field it has a key for."""
-    heads, width = draw(st.sampled_from([1, 2, 3, 6])), 2 * draw(st.integers(1, 6))
-    choose: Callable[..., Any] = lambda *values: draw(st.sampled_from(values))  # noqa: E731
+
+    def choose(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
+
+    heads, width = choose(1, 2, 3, 6), 2 * draw(st.integers(1, 6))
     divisors = [n for n in (1, 2, 3, 6) if heads % n == 0]
     shape: dict[str, Any] = {
         "vocab_size": draw(st.integers(1, 300)), "d_model": heads * width, "n_heads": heads,
@@ -550,6 +553,32 @@ def test_what_changes_the_logits_is_refused_by_name(kind: str, tmp_path: Path) -
         read_config(write_config(tmp_path, said))
 
 
+JUNK = st.sampled_from([
+    None, True, 0, 1, -1, 3, 10**12, 10**400, 0.5, -0.5, math.inf, math.nan, "", "gelu", "yes", "1.3B", [], [1], {},
+    {"factor": 2, "type": "linear"}, {"rope_theta": None}, {"alibi": False}, {"clip_qkv": []}, {"softmax_scale": True},
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_any_config_is_read_or_refused_in_plain_words(family: Family, tmp_path: Path) -> None:
+    sections = {"attn_config", "rope_parameters", "rope_scaling", "sliding_window", "layer_types", "rotary_pct"}
+    keys = sorted({*family.defaults, *family.constants, *family.aliases, *sections})
+
+    @settings(max_examples=150)
+    @given(st.sampled_from([family.model_type, *family.legacy]), st.dictionaries(st.sampled_from(keys), JUNK, max_size=3))
+    def check(model_type: str, said: dict[str, Any]) -> None:
+        folder = write_config(tmp_path, {"model_type": model_type, **said})
+        try:
+            cfg = read_config(folder)
+        except UserError as error:
+            assert "config.json" in str(error)
+        else:
+            with torch.device("meta"):  # what is read can be built
+                Decoder(cfg.model_copy(update={"n_layers": 1}))
+
+    check()
+
+
 # ---- checkpoints as people publish them ----
 
 
@@ -624,21 +653,20 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
 CLASSES = {
     "gpt2": "GPT2LMHeadModel", "gpt3": "GPT2LMHeadModel", "opt": "OPTForCausalLM", "bloom": "BloomForCausalLM",
     "llama": "LlamaForCausalLM", "llama2": "LlamaForCausalLM", "mpt": "MptForCausalLM", "falcon": "FalconForCausalLM",
-    "neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM",
+    "neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM", "palm": None,
 }  # fmt: skip
 
 
-def test_presets_have_as_many_parameters_in_transformers() -> None:
+@pytest.mark.parametrize("preset", list_models(), ids=lambda preset: preset.name)
+def test_presets_have_as_many_parameters_in_transformers(preset: Preset) -> None:
     transformers = pytest.importorskip("transformers")
-    for preset in list_models():
-        family = family_of(preset.config)
-        if family is None:
-            assert preset.family == "palm"
-            continue
-        said = config_json(preset.config)
-        assert said["architectures"] == [CLASSES.get(preset.family.replace("-", "").replace("_", ""), said["architectures"][0])]
+    with torch.device("meta"):
+        ours = Decoder(preset.config)
+    assert sum(weight.numel() for weight in ours.parameters()) == preset.config.parameters()
+    family = family_of(preset.config)
+    assert (family and family.architecture) == CLASSES[preset.family]
+    if family is not None:
+        config = transformers.AutoConfig.for_model(**config_json(preset.config))
         with torch.device("meta"):
-            theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**said))
-            ours = Decoder(preset.config)
-        assert theirs.num_parameters() == preset.config.parameters(), preset.name
-        assert sum(weight.numel() for weight in ours.parameters()) == preset.config.parameters(), preset.name
+            theirs = transformers.AutoModelForCausalLM.from_config(config)
+        assert theirs.num_parameters() == preset.config.parameters()

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from herdbook.interop.gguf.model import load_gguf, save_gguf
+from herdbook.tokenizer import Tokenizer
+from herdbook.tokens.tokenizer import fit
 
 from .shapes import GGUF_SHAPES, ids, make_decoder
 
@@ -59,3 +61,13 @@ def test_quantised_files_run(kind: str, tmp_path: Path) -> None:
         ours = load_gguf(tmp_path / "m.gguf")(tokens)[0]
     # It rounds activations to 8 bits beside packed weights.
     assert float((theirs - ours).norm() / ours.norm()) < 0.05
+
+
+def test_texts_get_the_same_ids(tmp_path: Path) -> None:
+    """Our own tokenizer's cuts are what llama.cpp calls smollm."""
+    text = "It's the year 2024: naïve café, 3.14 or 100,000?  two  spaces\n\n\tand a tab; 日本語 and 🦙🦙. "
+    text += "<|im_start|>user\nhi<|im_end|>"
+    names = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
+    words = Tokenizer(fit(iter([text] * 20), vocab_size=400).to_str(), names)
+    save_gguf(make_decoder(GGUF_SHAPES["llama"], vocab_size=448), tmp_path / "m.gguf", kind="F16", tokenizer=words)
+    assert ask(tmp_path / "m.gguf", "-", text.encode()).tolist() == words.encode(text)

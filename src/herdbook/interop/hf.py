@@ -291,7 +291,7 @@ class _Found:
         if row.transposed:
             wanted.reverse()
         if entry.type not in FLOAT_TYPES:
-            return f"(of type {entry.type}; floating point is needed)"
+            return f"(of type {entry.type}; dense floating point is needed)"
         return None if entry.shape == wanted else f"({_size(entry.shape)} instead of {_size(wanted)})"
 
 

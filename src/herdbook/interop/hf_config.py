@@ -18,12 +18,11 @@ from pydantic import ValidationError
 from herdbook.errors import UserError
 from herdbook.files import read_json
 from herdbook.interop.families import FAMILIES, Family, RopeKeys, family_named, family_of
-from herdbook.interop.families.base import Settings, shown, written_out
+from herdbook.interop.families.base import MOST, Settings, shown, written_out
 from herdbook.model.config import ModelConfig
 from herdbook.tokenizer import Tokenizer
 
 OWN_TYPE = "herdbook"
-MOST = 10**18  # parameters or positions: beyond is no model, and soon beyond what a tensor's size can say
 # Keys that some class of transformers knows and that change what a model computes → the values at which they do not.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "quantization_config": (None,), "is_encoder_decoder": (None, False), "add_cross_attention": (None, False),
@@ -55,6 +54,7 @@ def read_config_and_family(path: Path) -> tuple[ModelConfig, Family | None]:
         known = ", ".join([*(name for family in FAMILIES for name in (family.model_type, *family.legacy)), OWN_TYPE])
         raise UserError(f"the model type {shown(model_type)} is not one we read", where=file, todo=f"known types: {known}")
     values, origin = (raw.get(OWN_TYPE), {}) if family is None else _from_theirs(raw, family, file)
+    _require_plain_values(values, origin, file)
     try:
         cfg = ModelConfig.model_validate(values)
         if cfg.vocab_size is None:
@@ -69,6 +69,14 @@ def read_config_and_family(path: Path) -> tuple[ModelConfig, Family | None]:
         raise UserError(f"{origin.get(place, place)}: {message}" if place else message, where=file) from error
     except OverflowError as error:
         raise UserError("some number here is too large for any model", where=file) from error
+
+
+def _require_plain_values(values: object, origin: dict[str, str], file: Path) -> None:
+    """Raise UserError for a list, an object or a null where one value is needed."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        known = ModelConfig.model_fields.get(name)
+        if isinstance(value, dict | list) or (value is None and known is not None and known.default is not None):
+            raise UserError(f"{origin.get(name, name)} is {shown(value)}, and one plain value is needed", where=file)
 
 
 # ---- theirs to ours ----

@@ -7,6 +7,8 @@ into memory, not read: a tensor costs memory when it is touched, and none once i
 
 from __future__ import annotations
 
+import pickle
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from herdbook.files import read_json
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+DAMAGED = "it is cut off or damaged: fetch or make it again"
 _TYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -68,8 +71,9 @@ class _PickledFile:
 
 
 def _type_name(tensor: Tensor) -> str:
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in _TYPE_NAMES
-    return _TYPE_NAMES[tensor.dtype] if plain else f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return f"{tensor.layout} on {tensor.device}"
+    return _TYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
 
 
 @contextmanager
@@ -85,8 +89,7 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
         with safe_open(file, framework="pt", device="cpu") as handle:
             yield _SafeFile(handle)
     except (SafetensorError, struct.error, OverflowError) as error:
-        todo = "it is cut off or damaged: fetch or make it again"
-        raise UserError(f"this is not a whole safetensors file ({error})", where=file, todo=todo) from error
+        raise UserError(f"this is not a whole safetensors file ({error})", where=file, todo=DAMAGED) from error
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
@@ -95,10 +98,14 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         zipped = stream.read(4) == b"PK\x03\x04"
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged or hostile pickle raises all sorts of things
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-        todo = "it is cut off, or no plain checkpoint: fetch it again, and mistrust it if this persists"
-        raise UserError(f"torch finds more or less than tensors in this pickle ({reason})", where=file, todo=todo) from error
+    except pickle.UnpicklingError as error:  # torch's own words advise to run it, so they are not passed on
+        wish = re.search(r"GLOBAL (\S{1,100})", str(error))
+        what = f"more than tensors (it asks for {wish[1]})" if wish else "something else than tensors"
+        todo = "nothing in it was run; do not open it with other tools either, unless you know who made it"
+        raise UserError(f"this pickle holds {what}, so it is not read", where=file, todo=todo) from error
+    except Exception as error:  # a damaged or hostile file raises all sorts of things
+        reason = str(error).strip().partition("\n")[0][:100] or type(error).__name__
+        raise UserError(f"this is not a whole file of tensors ({reason})", where=file, todo=DAMAGED) from error
     if not isinstance(content, dict) or not content:
         raise UserError("this pickle holds no tensors by name", where=file)
     strange = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]

@@ -12,7 +12,7 @@ from herdbook.interop.families.falcon import FALCON
 from herdbook.interop.families.gpt import GPT2, GPTJ, NEOX
 from herdbook.interop.families.llama import LLAMA, MISTRAL, QWEN3
 from herdbook.interop.families.mpt import MPT
-from herdbook.interop.families.opt import BLOOM, OPT
+from herdbook.interop.families.opt_bloom import BLOOM, OPT
 from herdbook.model.config import ModelConfig
 
 __all__ = ["FAMILIES", "Family", "RopeKeys", "Row", "family_named", "family_of"]

@@ -17,6 +17,7 @@ from herdbook.model.config import ModelConfig
 Settings = Mapping[str, Any]  # a config of theirs, flat: keys of a section are "section.key"
 Rule = tuple[Any, ...] | Callable[[ModelConfig], bool]  # the values of a field that a class can express
 
+MOST = 10**18  # of parameters, positions or anything: beyond is no model, and soon beyond what a tensor's size can say
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "gelu": "gelu", "gelu_python": "gelu", "relu": "relu",
@@ -170,7 +171,7 @@ def pair(
 def whole_number(settings: Settings, key: str, where: Path) -> int:
     """A setting that must be a whole number above zero. Raises UserError that names it when it is not."""
     value = settings.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or not 0 < value <= MOST:
         raise UserError(f"{key} is {shown(value)}, and a whole number above 0 is needed", where=where)
     return value
 

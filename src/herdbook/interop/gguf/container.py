@@ -83,7 +83,8 @@ def block_size(kind: str) -> int:
 
 def stored_type(kind: str, shape: Sequence[int]) -> str:
     """The type `write_gguf` stores a tensor of this shape in: `kind`, or F16 where rows do not divide into its blocks."""
-    return kind if shape and shape[-1] % block_size(kind) == 0 else kind if block_size(kind) == 1 else "F16"
+    row = shape[-1] if shape else 1
+    return kind if row % block_size(kind) == 0 else "F16"
 
 
 # ---- reading ----

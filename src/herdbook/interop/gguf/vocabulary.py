@@ -2,9 +2,9 @@
 
 Two of llama.cpp's models are known: `gpt2`, byte-level BPE with merges, and `llama`, SentencePiece BPE with scores. How
 `gpt2` cuts a text into words hangs on `tokenizer.ggml.pre`, the name of a model that cuts in that way; a name stands here
-for what that model's own tokenizer.json does, which on ordinary text is what llama.cpp does too. Three differ a little:
-`olmo`, `mpt`, `qwen2` and `command-r` bring the text into Unicode's form C, which llama.cpp leaves out, and `falcon` cuts
-inside of some characters.
+for what that model's own tokenizer.json does. llama.cpp does the same but for three things: it does not bring text into
+Unicode's form C, as `olmo`, `mpt`, `qwen2` and `command-r` do; it does not cut inside of characters, as `falcon` does, which
+shows only with vocabularies that are not Falcon's; and of plain text it may make a control token, which is never done here.
 
 Ids that no token uses are called `[PAD50431]` in GGUF; they are left out on reading and put in on writing.
 
@@ -261,7 +261,7 @@ def gguf_metadata_of(tokenizer: Tokenizer, vocab_rows: int) -> dict[str, Any]:
 
     Raises UserError, naming it, for what GGUF cannot express. Warns where llama.cpp differs on some unusual texts.
     """
-    definition: Definition = json.loads(tokenizer._tokenizer.to_str())
+    definition: Definition = json.loads(tokenizer.definition)
     if tokenizer.vocab_size > vocab_rows:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, and the model {vocab_rows} rows for them")
     model, added = definition["model"], definition["added_tokens"]
@@ -276,6 +276,8 @@ def gguf_metadata_of(tokenizer: Tokenizer, vocab_rows: int) -> dict[str, Any]:
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     keys, texts = (_byte_level if byte_level else _sentencepiece)(definition, steps, kinds)
     texts |= {token["id"]: token["content"] for token in added}
+    if not byte_level:  # llama.cpp looks for these in the text as it is
+        texts |= {token["id"]: token["content"].replace(SPACE, " ") for token in added if token["normalized"]}
     taken = set(texts.values())
     for index in range(vocab_rows):
         if index not in texts:
