@@ -52,3 +52,12 @@ def test_human_forms() -> None:
     assert human_count(999_960) == "1M"
     assert human_bytes(24e9) == "24 GB"
     assert [human_seconds(s) for s in (0.5, 59.6, 75, 4020, 90_000)] == ["0.5s", "1m00s", "1m15s", "1h07m", "1d01h"]
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1], None, True, float("inf"), float("nan"), "1e400", "9e999T"])
+def test_what_is_no_number_is_a_value_error(value: object) -> None:
+    """Anything else would reach the user as a traceback instead of as a mistake in the recipe."""
+    for parse in (parse_count, parse_bytes, parse_share):
+        if parse is not parse_share or not isinstance(value, str):
+            with pytest.raises(ValueError, match=r"number|too large"):
+                parse(value)

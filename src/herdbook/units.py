@@ -7,6 +7,7 @@ plain numbers and human ones.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -25,16 +26,24 @@ def _split(text: str) -> tuple[float, str]:
     return float(match[1].replace("_", "").replace(",", "")), match[2]
 
 
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
 def parse_count(value: Any) -> int:
     """A whole number: `1300`, `1.3B`, `32Ki`, `1e6`. Raises ValueError for anything else, fractions included."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"{value!r} is not a number")
     if isinstance(value, int):
         return value
-    number, suffix = _split(value) if isinstance(value, str) else (float(value), "")
+    number, suffix = _split(value) if isinstance(value, str) else (_finite(value), "")
     if suffix.lower() not in _SCALE:
         raise ValueError(f"unknown suffix {suffix!r} in {value!r}; use K, M, B, T (thousands) or Ki, Mi, Gi (1024s)")
     scaled = number * _SCALE[suffix.lower()]
+    if not math.isfinite(scaled):
+        raise ValueError(f"{value!r} is too large")
     whole = round(scaled)
     if abs(whole - scaled) > 1e-6 * max(1.0, abs(scaled)):
         raise ValueError(f"{value!r} is not a whole number")
@@ -68,7 +77,7 @@ def parse_share(value: Any) -> float:
         if suffix not in ("", "%"):
             raise ValueError(f"{value!r} is not a share; write 0.02 or 2%")
         return number / 100 if suffix == "%" else number
-    return float(value)
+    return _finite(value)
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]

@@ -340,10 +340,10 @@ def test_pickles_need_permission_and_run_nothing_even_then(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"--allow-pickle on the command line, allow_pickle=True in Python"):
         load_meta(folder)
     torch.save({**read_shards(folder)[0], "norm.weight": Bomb(mark)}, folder / "consolidated.00.pth")
-    with pytest.raises(UserError, match=r"asks for more than tensors, for (posix|nt).mkdir; nothing of it was run"):
+    with pytest.raises(UserError, match=r"holds more than tensors \(it asks for (posix|nt).mkdir\)"):
         load(folder)
     (folder / "consolidated.00.pth").write_bytes(pickle.dumps(Bomb(mark)))
-    with pytest.raises(UserError, match=r"not a whole \.pth file"):
+    with pytest.raises(UserError, match=NO_TENSORS):
         load(folder)
     assert not mark.exists()
 
@@ -363,11 +363,6 @@ def _tensor(rank: int = 0, **changes: Tensor | None) -> Callable[[Path], None]:
     return lambda folder: edit_shard(folder, rank, **changes)
 
 
-def _old_format(folder: Path) -> None:
-    stored = read_shards(folder)[0]
-    torch.save(stored, folder / "consolidated.00.pth", _use_new_zipfile_serialization=False)
-
-
 def _zip(files: dict[str, bytes]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         with zipfile.ZipFile(folder / "consolidated.00.pth", "w") as archive:
@@ -377,28 +372,31 @@ def _zip(files: dict[str, bytes]) -> Callable[[Path], None]:
     return write
 
 
+NO_TENSORS = "not a whole file of tensors|something else than tensors"
 FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing tensor": (_tensor(norm__weight=None), "missing tensors: norm.weight of file 0"),
     "missing in the second": (_tensor(1, norm__weight=None), "missing tensors: norm.weight of file 1"),
     "no embedding": (_tensor(tok_embeddings__weight=None), "missing tensors: tok_embeddings.weight of file 0"),
     "unknown tensor": (_tensor(1, extra=torch.ones(1)), "unknown tensors: extra"),
     "wrong shape": (_tensor(norm__weight=torch.ones(63)), r"norm.weight of file 0 \(63 instead of 64\)"),
-    "a number": (_tensor(tok_embeddings__weight=torch.tensor(1.0)), r"tok_embeddings.weight of file 0 \( instead"),
+    "a number": (_tensor(tok_embeddings__weight=torch.tensor(1.0)), r"tok_embeddings.weight of file 0 \(one number instead"),
     "uncut": (_tensor(output__weight=torch.ones(96, 64)), r"output.weight of file 0 \(96×64 instead of 48×64\)"),
     "whole numbers": (_tensor(norm__weight=torch.ones(64, dtype=torch.int32)), r"\(of type int32; floating point is needed\)"),
     "sparse": (_tensor(norm__weight=torch.ones(64).to_sparse()), "tensors that do not fit: norm.weight"),
     "norms that differ": (_tensor(1, norm__weight=torch.ones(64)), "should be the same in all files, and are not: norm.weight"),
-    "a list": (_replace([torch.ones(1)]), "something other than named tensors"),
-    "no tensors": (_replace({"dim": 64}), "something other than named tensors"),
-    "numbers for names": (_replace({3: torch.ones(1)}), "something other than named tensors"),
-    "empty": (_bytes(b""), "not a whole .pth file"),
-    "garbage": (_bytes(bytes(range(256)) * 40), "not a whole .pth file"),
+    "a list": (_replace([torch.ones(1)]), "no tensors by name"),
+    "no tensors": (_replace({"dim": 64}), "in this pickle is no tensor"),
+    "numbers for names": (_replace({3: torch.ones(1)}), "in this pickle is no tensor"),
+    "empty": (_bytes(b""), NO_TENSORS),
+    "garbage": (_bytes(bytes(range(256)) * 40), NO_TENSORS),
     "first file missing": (lambda folder: (folder / "consolidated.00.pth").unlink(), r"consolidated.00.pth: a part .* missing"),
-    "a zip of something else": (_zip({"a": b"b"}), "torch cannot read weights"),
-    "a zip without a pickle": (_zip({"archive/version": b"3"}), "torch cannot read weights"),
-    "a zip with half a pickle": (_zip({"archive/data.pkl": b"\x80\x02}q\x00("}), "torch cannot|asks for more"),
-    "an empty pickle": (_zip({"archive/data.pkl": b""}), "torch cannot|asks for more"),
-    "old format": (_old_format, "not a whole .pth file"),
+    "a zip of something else": (_zip({"a": b"b"}), NO_TENSORS),
+    "a zip without a pickle": (_zip({"archive/version": b"3"}), NO_TENSORS),
+    "a zip with half a pickle": (
+        _zip({"archive/data.pkl": b"\x80\x02}q\x00("}),
+        NO_TENSORS,
+    ),
+    "an empty pickle": (_zip({"archive/data.pkl": b""}), NO_TENSORS),
 }
 
 
@@ -417,7 +415,7 @@ def test_a_file_cut_off_anywhere_is_refused(share: float, tmp_path: Path) -> Non
     save_meta(make_decoder(n_layers=1), tmp_path)
     file = tmp_path / "consolidated.00.pth"
     os.truncate(file, int(file.stat().st_size * share))
-    with pytest.raises(UserError, match=r"not a whole \.pth file"):
+    with pytest.raises(UserError, match=NO_TENSORS):
         load(tmp_path)
 
 

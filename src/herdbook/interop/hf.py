@@ -8,7 +8,6 @@ and only after the headers have shown that every tensor is there in its right sh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from torch import Tensor
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
 from herdbook.files import atomic_path, write_json, write_text
+from herdbook.interop.checks import require_none, sizes
 from herdbook.interop.families import Family, Row, family_of
 from herdbook.interop.hf_config import config_json, read_config, read_config_and_family, token_ids
+from herdbook.interop.rows import stack, unstack
 from herdbook.interop.tensor_files import FLOAT_TYPES, SAFE, Entry, open_tensors, weight_files
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
@@ -54,24 +55,6 @@ def _rows(model: Decoder, family: Family | None) -> list[Row]:
                 rows.append(replace(row, theirs=row.theirs.format(n=n), ours=ours))
     assert sorted(name for row in rows for name in row.ours) == sorted(names), f"the key map of {family.model_type} has gaps"
     return rows
-
-
-def stack(parts: Sequence[Tensor], groups: int = 1) -> Tensor:
-    """Tensors (n, …) as one: for each of `groups`, its share of every tensor, one after the other.
-
-    With one group that is plain stacking, [all q, all k, all v]; with as many as key heads, [its queries, its key, its value]
-    for each key head.
-    """
-    return torch.cat([part.view(groups, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
-
-
-@torch.no_grad()
-def unstack(whole: Tensor, parts: Sequence[Tensor], groups: int = 1) -> None:
-    """Copy what `stack` put together back into `parts`, without another copy in between."""
-    rest = whole.shape[1:]
-    inside = torch.split(whole.view(groups, -1, *rest), [part.shape[0] // groups for part in parts], dim=1)
-    for part, stored in zip(parts, inside, strict=True):
-        part.view(groups, -1, *rest).copy_(stored)
 
 
 # ---- writing ----
@@ -278,12 +261,8 @@ class _Found:
     def require_all(self, path: Path) -> None:
         """Raise UserError unless every tensor is there, once and in its shape, and no other."""
         missing = [name for name in self.rows if name not in self.read]
-        for names, what in (
-            (missing, "missing tensors"), (self.unknown, "unknown tensors"), (self.wrong, "tensors that do not fit")
-        ):  # fmt: skip
-            if names:
-                todo = "config.json and the weights do not belong together, or the weights are of another kind of model"
-                raise UserError(f"{what}: {_listing(names)}", where=path, todo=todo)
+        problems = {"missing tensors": missing, "unknown tensors": self.unknown, "tensors that do not fit": self.wrong}
+        require_none(problems, path, "config.json")
 
     def _misfit(self, entry: Entry, row: Row) -> str | None:
         """What is wrong with a stored tensor, or None."""
@@ -292,16 +271,7 @@ class _Found:
             wanted.reverse()
         if entry.type not in FLOAT_TYPES:
             return f"(of type {entry.type}; dense floating point is needed)"
-        return None if entry.shape == wanted else f"({_size(entry.shape)} instead of {_size(wanted)})"
-
-
-def _size(shape: list[int]) -> str:
-    return "×".join(map(str, shape)) or "one number"
-
-
-def _listing(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        return None if entry.shape == wanted else f"({sizes(entry.shape)} instead of {sizes(wanted)})"
 
 
 @torch.no_grad()

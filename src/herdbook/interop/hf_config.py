@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from herdbook.errors import UserError
 from herdbook.files import read_json
+from herdbook.interop.checks import first_problem
 from herdbook.interop.families import FAMILIES, Family, RopeKeys, family_named, family_of
 from herdbook.interop.families.base import MOST, Settings, shown, written_out
 from herdbook.model.config import ModelConfig
@@ -63,10 +64,7 @@ def read_config_and_family(path: Path) -> tuple[ModelConfig, Family | None]:
             raise OverflowError
         return cfg.resolved(), family
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{origin.get(place, place)}: {message}" if place else message, where=file) from error
+        raise UserError(first_problem(error, origin), where=file) from error
     except OverflowError as error:
         raise UserError("some number here is too large for any model", where=file) from error
 

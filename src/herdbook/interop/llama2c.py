@@ -32,8 +32,9 @@ from pydantic import ValidationError
 
 from herdbook.errors import UserError, user_errors
 from herdbook.files import atomic_path
-from herdbook.interop.meta import first_problem, require_llama
-from herdbook.interop.rotary import to_halves, to_interleaved, turned_heads
+from herdbook.interop.checks import first_problem
+from herdbook.interop.meta import require_llama
+from herdbook.interop.rows import to_halves, to_interleaved, turned_heads
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 

@@ -21,9 +21,7 @@ Meta's published code reads.
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +34,9 @@ from torch import Tensor
 
 from herdbook.errors import UserError
 from herdbook.files import atomic_path, read_json, write_json
-from herdbook.interop.rotary import to_halves, to_interleaved, turned_heads
+from herdbook.interop.checks import first_problem, listing, require_none, sizes
+from herdbook.interop.rows import to_halves, to_interleaved, turned_heads
+from herdbook.interop.tensor_files import read_pickled
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 
@@ -129,10 +129,10 @@ def _read_params(path: Path) -> dict[str, Any]:
     if params.pop("use_scaled_rope", False):
         raise UserError("the scaled rotary positions of LLaMA 3.1 are not supported", where=file)
     if unknown := sorted(params.keys() - _WHOLE - _REAL):
-        what = f"unknown settings, which could change what the model computes: {_listing(unknown)}"
+        what = f"unknown settings, which could change what the model computes: {listing(unknown)}"
         raise UserError(what, where=file, todo="if they change nothing, take them out")
     if missing := [key for key in _NEEDED if key not in params]:
-        raise UserError(f"missing settings: {_listing(missing)}", where=file, todo=todo)
+        raise UserError(f"missing settings: {listing(missing)}", where=file, todo=todo)
     for key, value in params.items():
         kind, word = (int, "positive whole") if key in _WHOLE else ((int, float), "positive")
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= _LARGEST:
@@ -154,13 +154,6 @@ def _config(params: dict[str, Any], shards: Sequence[Shard], context: int | None
         ).resolved()  # fmt: skip
     except ValidationError as error:
         raise UserError(first_problem(error), where=path / PARAMS) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """What is wrong with a config that was put together from a file: the field and the reason."""
-    first = error.errors()[0]
-    field = "".join(f"{part}: " for part in first["loc"])
-    return field + str(first["msg"]).removeprefix("Value error, ")
 
 
 def _vocabulary(shards: Sequence[Shard], dim: int, path: Path) -> int:
@@ -264,30 +257,12 @@ def _open_shards(path: Path, allow_pickle: bool) -> list[Shard]:
 
 
 def _open_shard(file: Path) -> Shard:
-    todo = "fetch or make it again"
+    if file.suffix == ".pth":
+        return read_pickled(file)
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        if not zipfile.is_zipfile(file):
-            raise zipfile.BadZipFile
-        shard = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        return load_file(file)
     except SafetensorError as error:
-        raise UserError(f"this is not a whole safetensors file ({error})", where=file, todo=todo) from error
-    except zipfile.BadZipFile as error:
-        what = "this is not a whole .pth file: it is cut off, or not in the zip format that torch writes since 1.6"
-        raise UserError(what, where=file, todo=todo) from error
-    except pickle.UnpicklingError as error:  # torch's own text advises to run the pickle instead
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"this pickle is broken or asks for more than tensors{f', for {named[1]}' if named else ''}; nothing of it was run"
-        )
-        raise UserError(what, where=file, todo=todo) from error
-    except Exception as error:  # broken bytes lead torch's reader into exceptions of every kind
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"torch cannot read weights from this file ({reason})", where=file, todo=todo) from error
-    if not isinstance(shard, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in shard.items()):
-        raise UserError("this file holds something other than named tensors", where=file)
-    return shard
+        raise UserError(f"this is not a whole safetensors file ({error})", where=file, todo="fetch or make it again") from error
 
 
 def _rows(cfg: ModelConfig, embed_cut: int = 1) -> Iterator[Row]:
@@ -337,12 +312,9 @@ def _check_tensors(shards: Sequence[Shard], rows: Sequence[Row], shapes: dict[st
     if not (missing or wrong):
         whole = [row.theirs for row in rows if row.cut is None]
         differing = [name for name in whole if not all(torch.equal(shard[name], shards[0][name]) for shard in shards[1:])]
-    kinds = {"missing tensors": missing, "unknown tensors": unknown, "tensors that do not fit": wrong,
-             "tensors that should be the same in all files, and are not": differing}  # fmt: skip
-    for what, found in kinds.items():
-        if found:
-            todo = "params.json and the weights do not belong together, or the weights are of another kind of model"
-            raise UserError(f"{what}: {_listing(found)}", where=path, todo=todo)
+    problems = {"missing tensors": missing, "unknown tensors": unknown, "tensors that do not fit": wrong,
+                "tensors that should be the same in all files, and are not": differing}  # fmt: skip
+    require_none(problems, path, PARAMS)
 
 
 def _misfit(stored: Tensor, row: Row, shape: torch.Size, parts: int) -> str | None:
@@ -351,12 +323,8 @@ def _misfit(stored: Tensor, row: Row, shape: torch.Size, parts: int) -> str | No
     if stored.dtype not in FLOAT_TYPES or stored.layout is not torch.strided:
         return f"(of type {str(stored.dtype).removeprefix('torch.')}; floating point is needed)"
     if list(stored.shape) != wanted:
-        return f"({'×'.join(map(str, stored.shape))} instead of {'×'.join(map(str, wanted))})"
+        return f"({sizes(stored.shape)} instead of {sizes(wanted)})"
     return None
-
-
-def _listing(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @torch.no_grad()

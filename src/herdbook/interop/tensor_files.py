@@ -83,7 +83,7 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
     Raises UserError when it is cut off or damaged, or a pickle of more than tensors; nothing in it is executed.
     """
     if file.suffix == ".bin":
-        yield _PickledFile(_unpickled(file))
+        yield _PickledFile(read_pickled(file))
         return
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
@@ -92,8 +92,11 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
         raise UserError(f"this is not a whole safetensors file ({error})", where=file, todo=DAMAGED) from error
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle; files from before torch 1.6 cannot be mapped and are read whole."""
+def read_pickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle (.bin, .pth), mapped; files from before torch 1.6 cannot be mapped and are read whole.
+
+    Raises UserError when it is damaged, or a pickle of anything else; nothing in it is executed.
+    """
     with file.open("rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
     try:

@@ -98,7 +98,7 @@ def with_alibi(
             query, and divided by the root of the head width like the scores.
     """
     T, S = query_BT.shape[1], key_BS.shape[1]
-    many = len(slopes_H) * T * S
+    many = max(len(query_BT), len(key_BS)) * len(slopes_H) * T * S
     if not falcon and T > 1 and ((dtype.itemsize == 2 and S >= SHORT) or many > LARGE):
         return sight._replace(columns=_alibi_columns(slopes_H * math.sqrt(head_width), key_BS, dtype))
     if falcon:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
+from herdbook.interop.checks import first_problem, require_none, sizes
 from herdbook.interop.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from herdbook.interop.gguf.container import GGUFFile, TensorSource, open_gguf, write_gguf
-from herdbook.interop.rotary import to_halves, to_interleaved, turned_heads
+from herdbook.interop.rows import stack, to_halves, to_interleaved, turned_heads, unstack
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def _type_of(slot: Slot, shape: Sequence[int], kind: str) -> str:
 
 @torch.no_grad()
 def _stacked(parts: list[nn.Parameter], heads: int | None) -> Tensor:
-    whole = torch.cat([part.detach().float().cpu() for part in parts])
+    whole = stack([part.detach().float().cpu() for part in parts])
     return whole if heads is None else to_interleaved(whole, heads)
 
 
@@ -168,10 +169,7 @@ def _read_header(file: GGUFFile) -> tuple[Architecture, ModelConfig]:
     try:
         return architecture, ModelConfig.model_validate(values).resolved()
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{place}: {message}" if place else message, where=file.path) from error
+        raise UserError(first_problem(error), where=file.path) from error
 
 
 def _architecture(file: GGUFFile) -> Architecture:
@@ -247,7 +245,7 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str | t
     for slot in slots:
         heads = _turned(architecture, cfg, slot)
         whole = file.tensor(slot.theirs)
-        _unstack(whole if heads is None else to_halves(whole, heads), [parameters[name] for name in slot.ours])
+        unstack(whole if heads is None else to_halves(whole, heads), [parameters[name] for name in slot.ours])
     return model.eval()
 
 
@@ -255,24 +253,11 @@ def _require_all(file: GGUFFile, slots: list[Slot], shapes: Mapping[str, torch.S
     """Every tensor in its shape, and nothing besides, before anything is allocated."""
     wanted = {slot.theirs: (sum(shapes[name][0] for name in slot.ours), *shapes[slot.ours[0]][1:]) for slot in slots}
     wrong = [
-        f"{name} ({'×'.join(map(str, file.tensors[name].shape))} instead of {'×'.join(map(str, shape))})"
+        f"{name} ({sizes(file.tensors[name].shape)} instead of {sizes(shape)})"
         for name, shape in wanted.items()
         if name in file.tensors and file.tensors[name].shape != shape
     ]
     unknown = [name for name in file.tensors if name not in wanted]
     missing = [name for name in wanted if name not in file.tensors]
-    for names, what in ((missing, "missing tensors"), (unknown, "unknown tensors"), (wrong, "tensors that do not fit")):
-        if names:
-            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            raise UserError(
-                f"{what}: {shown}", where=file.path, todo="the file is of another kind of model than its header says"
-            )
-
-
-@torch.no_grad()
-def _unstack(whole: Tensor, parts: list[nn.Parameter]) -> None:
-    start = 0
-    for part in parts:
-        end = start + part.shape[0]
-        part.copy_(whole[start:end])
-        start = end
+    problems = {"missing tensors": missing, "unknown tensors": unknown, "tensors that do not fit": wrong}
+    require_none(problems, file.path, "the header")

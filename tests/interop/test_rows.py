@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herdbook.interop.rotary import to_halves, to_interleaved, turned_heads
+from herdbook.interop.rows import to_halves, to_interleaved, turned_heads
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 
