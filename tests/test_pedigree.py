@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,13 @@ def test_a_broken_pedigree_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "pedigree.json").write_text("[]")
     with pytest.raises(UserError, match="another form"):
         pedigree.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"schema": 1}, [], {"schema": 1, "inputs": [], "outputs": [], "licenses": [], "license": {"id": ["a"]}}, "x", None],
+)
+def test_a_manifest_from_elsewhere_is_refused_in_plain_words(content: object, tmp_path: Path) -> None:
+    (tmp_path / pedigree.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="another form"):
+        pedigree.tree(tmp_path)

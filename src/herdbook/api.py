@@ -173,7 +173,11 @@ class LanguageModel:
         license_id = None if self.license is None else self.license.id
         kind = quant or (None if dtype is None else _KINDS[_type(dtype)])
         name = Path(self.source).stem or None
-        save_decoder(self.model, Path(out), format, kind=kind, tokenizer=self.tokenizer, license_id=license_id, name=name)
+        origin = {"source": Path(self.source).name, "license": license_id, "code": pedigree.code_version()}
+        (Path(out) / pedigree.MANIFEST).unlink(missing_ok=True)  # of the model that was here before
+        save_decoder(
+            self.model, Path(out), format, kind=kind, tokenizer=self.tokenizer, license_id=license_id, name=name, origin=origin
+        )
         return Path(out)
 
 

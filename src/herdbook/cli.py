@@ -34,6 +34,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only warnings and er
 Commercial = Annotated[bool, typer.Option("--commercial", help="refuse sources whose licence forbids commercial use")]
 Workers = Annotated[int | None, typer.Option(min=1, help="processes to use; the number of cores if not given")]
 Out = Annotated[Path | None, typer.Option(help="the folder to write to")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="read .bin and .pth weights too; of these pickles only tensors are accepted")
+]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, a .gguf file, or a run's folder")]
 
 
@@ -253,6 +256,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same text")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeatable")] = None,
     n: Annotated[int, typer.Option("-n", "--count", min=1, help="how many continuations")] = 1,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text."""
@@ -261,7 +265,7 @@ def generate(
     text = sys.stdin.buffer.read().decode("utf-8", errors="replace") if prompt == "-" else prompt
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
                 "seed": seed, "stop": tuple(stop or ())}  # fmt: skip
-    talk.generate(model, text, settings, n, as_json=as_json)
+    talk.generate(model, text, settings, n, allow_pickle=allow_pickle, as_json=as_json)
 
 
 @app.command()
@@ -272,12 +276,13 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="sample from the likeliest that make up P")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same replies")] = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Talk with a model in the terminal."""
     from herdbook.verbs import talk
 
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    talk.chat(model, system, settings, _terminal())
+    talk.chat(model, system, settings, _terminal(), allow_pickle=allow_pickle)
 
 
 @app.command()
@@ -297,10 +302,12 @@ def convert(
     tokenizer_path: Annotated[
         Path | None, typer.Option("--tokenizer", help="where the tokenizer lies, if not with the model")
     ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="longest sequence, where the source does not tell it (Meta's layout)")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
     commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="read .bin and .pth weights too; of these pickles only tensors are accepted")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -308,8 +315,8 @@ def convert(
     from herdbook.verbs import convert as verb
 
     verb.convert(
-        source, out, to=to, kind=kind, license_id=license_id, tokenizer=tokenizer_path, commercial=commercial,
-        allow_pickle=allow_pickle, terminal=_terminal(quiet, as_json),
+        source, out, to=to, kind=kind, license_id=license_id, tokenizer=tokenizer_path, context=context,
+        commercial=commercial, allow_pickle=allow_pickle, force=force, terminal=_terminal(quiet, as_json),
     )  # fmt: skip
 
 

@@ -115,9 +115,24 @@ def record(folder: Path, station: str, config: dict[str, Any]) -> Iterator[Recor
 def read(folder: Path) -> dict[str, Any]:
     """The pedigree of a station's folder. Raises UserError when there is none or it is broken."""
     manifest = read_json(folder / MANIFEST, what="pedigree", todo="only folders that herdbook finished writing have one")
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _in_order(manifest):
         raise UserError("this pedigree has another form than this version of herdbook writes", where=folder / MANIFEST)
     return manifest
+
+
+def _in_order(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest, which may come from anywhere, has what is asked of it by name."""
+    lists = {"inputs": ("path", "sha256", "bytes", "role"), "outputs": ("path", "sha256", "bytes"), "licenses": ("id",)}
+    for key, fields in lists.items():
+        rows = manifest.get(key)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and all(name in row for name in fields) for row in rows):
+            return False
+        if not all(isinstance(row.get("path", ""), str) and isinstance(row.get("id", ""), str) for row in rows):
+            return False
+    license_ = manifest.get("license")
+    texts = all(isinstance(manifest.get(name), str) for name in ("station", "began", "config_sha256"))
+    whole = isinstance(manifest.get("counts"), dict) and isinstance(manifest.get("config"), dict) and "wall_s" in manifest
+    return texts and whole and isinstance(license_, dict) and isinstance(license_.get("id"), str)
 
 
 def exists(folder: Path) -> bool:
@@ -208,17 +223,29 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
 
-def tree(folder: Path, _item: dict[str, Any] | None = None) -> Node:
-    """The chain of stations behind `folder`, back to files and packages that no station of ours made."""
+def tree(folder: Path, _item: dict[str, Any] | None = None, _above: tuple[Path, ...] = ()) -> Node:
+    """The chain of stations behind `folder`, back to files and packages that no station of ours made.
+
+    A folder that was made anew from what had been made of it is followed once.
+    """
     manifest = read(folder)
     node = Node(manifest["station"], folder, manifest, _item)
+    above = (*_above, folder.resolve())
     for item in manifest["inputs"]:
         path = (folder / item["path"]).resolve()
-        if path.is_dir() and exists(path):
-            node.children.append(tree(path, item))
+        if path.is_dir() and exists(path) and path not in above:
+            node.children.append(tree(path, item, above))
         else:
             node.children.append(Node(item["path"], path if path.exists() else None, None, item))
     return node
+
+
+def describe(node: Node) -> dict[str, Any]:
+    """A tree as plain JSON, without the folders of this machine."""
+    if node.manifest is None:
+        return dict(node.item or {})
+    keys = ("station", "began", "wall_s", "code", "config_sha256", "counts", "license")
+    return {**{key: node.manifest.get(key) for key in keys}, "inputs": [describe(child) for child in node.children]}
 
 
 def verify(node: Node) -> list[str]:

@@ -59,8 +59,11 @@ class Station:
         if self.name == "tokenizer" and recipe.tokenizer.path is not None:
             read.append((recipe.tokenizer.path / "tokenizer.json", "tokenizer"))
         if self.name == "sft" and recipe.sft is not None:
-            from herdbook.align.data import data_files
+            from herdbook.align.data import data_files, require_commercial_sources
 
+            if recipe.sft.commercial and "pretrain" in folders and folders["pretrain"].exists():
+                corpus = folders.get("corpus") if recipe.sft.pairs.enabled else None
+                require_commercial_sources(folders["pretrain"], recipe.sft.data, corpus)
             read += [(file, "conversations") for data in recipe.sft.data for file in data_files(data.path)]
         return read
 

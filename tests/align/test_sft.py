@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import herdbook as hb
 from herdbook import pedigree
 from herdbook.align.chat import PRESETS, ChatFormat
 from herdbook.align.config import SftConfig
@@ -198,3 +199,10 @@ def test_a_model_made_from_llama_is_for_research_only(base: Path, tmp_path: Path
     assert not pedigree.exists(tmp_path / "not")
     with pytest.raises(UserError, match=r"a\.jsonl.*no commercial use"):
         go(base, tmp_path / "not", terminal, commercial=True, data=[data])
+
+
+def test_a_gguf_file_can_be_fine_tuned(base: Path, tmp_path: Path, terminal: Terminal) -> None:
+    hb.load(base).save(tmp_path / "base.gguf", dtype="float32")
+    data = write(tmp_path / "a.jsonl", [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(8)])
+    go(tmp_path / "base.gguf", tmp_path / "sft", terminal, data=[{"path": data, "license": "CC0-1.0"}])
+    assert {row["id"] for row in pedigree.read(tmp_path / "sft")["licenses"]} == {"Apache-2.0", "CC0-1.0"}

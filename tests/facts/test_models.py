@@ -157,7 +157,6 @@ def test_what_is_from_memory_is_marked() -> None:
         ("tiiuae/falcon-40b-instruct", "falcon-40b"),
         ("someone/llama-2-70B-GGUF/", "llama2-70b"),
         ("mistralai/Mistral-7B-v0.1", None),
-        ("gpt2-tiny", None),
     ],
 )
 def test_repositories_and_what_they_were_made_from(repository: str, name: str | None) -> None:

@@ -53,7 +53,12 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
         load_decoder(tmp_path / "x.txt")
     with pytest.raises(UserError, match="no such model"):
         load_decoder(tmp_path / "absent")
-    with pytest.raises(UserError, match="Q8_0 is a type of GGUF files"):
+    (tmp_path / "part.bin").write_bytes(b"PK\x03\x04 and more")
+    with pytest.raises(UserError, match="name its folder"):
+        load_decoder(tmp_path / "part.bin", allow_pickle=True)
+    with pytest.raises(UserError, match="Q8_0 is a type of GGUF files only"):
         save_decoder(make_decoder(LLAMA), tmp_path / "out", kind="Q8_0")
-    with pytest.raises(UserError, match="are float32"):
-        save_decoder(make_decoder(LLAMA), tmp_path / "out.bin", kind="F16")
+    for name, kind in (("out.bin", "F16"), ("out.gguf", "Q9"), ("out", "Q9")):
+        with pytest.raises(UserError, match=f"{kind} is no type of this layout"):
+            save_decoder(make_decoder(LLAMA), tmp_path / name, kind=kind)
+    assert not (tmp_path / "out").exists()

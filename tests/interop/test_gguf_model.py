@@ -19,8 +19,10 @@ from herdbook.model.decoder import Decoder
 from .shapes import GGUF_SHAPES, NOT_GGUF, ids, make_decoder
 
 
-def rewritten(path: Path, *, metadata: dict[str, Any] | None = None, without: str = "", extra: bool = False) -> Path:
-    """A copy of a GGUF file with other metadata, without a tensor, or with one more."""
+def rewritten(
+    path: Path, *, metadata: dict[str, Any] | None = None, drop: str = "", without: str = "", extra: bool = False
+) -> Path:
+    """A copy of a GGUF file with other metadata, without a key or a tensor, or with one more."""
     file = open_gguf(path)
     sources = [
         TensorSource(row.name, row.shape, row.type, lambda row=row: file.tensor(row.name))
@@ -30,7 +32,9 @@ def rewritten(path: Path, *, metadata: dict[str, Any] | None = None, without: st
     if extra:
         sources.append(TensorSource("blk.0.surplus.weight", (4,), "F32", lambda: torch.zeros(4)))
     out = path.with_name("other.gguf")
-    write_gguf(out, {**file.metadata, **(metadata or {})}, sources)
+    written = {**file.metadata, **(metadata or {})}
+    written.pop(drop, None)
+    write_gguf(out, written, sources)
     return out
 
 
@@ -118,6 +122,12 @@ def test_licence_and_pedigree_travel_in_the_file(tmp_path: Path) -> None:
         ({"metadata": {"general.architecture": "mamba"}}, "'mamba' is not one we read"),
         ({"metadata": {"llama.rope.dimension_count": 16}}, "a part of the head"),
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "type 'yarn'"),
+        ({"metadata": {"llama.feed_forward_length": 2**62}}, "parameters in all"),
+        ({"metadata": {"llama.logit_scale": 0.5}}, "do not know: llama.logit_scale = 0.5"),
+        ({"metadata": {"llama.expert_count": 8}}, "do not know: llama.expert_count"),
+        ({"metadata": {"llama.attention.sliding_window": 64}}, "sliding_window"),
+        ({"drop": "llama.context_length"}, "the header lacks llama.context_length"),
+        ({"drop": "llama.attention.layer_norm_rms_epsilon"}, "the header lacks llama.attention"),
         ({"without": "token_embd.weight"}, "holds no model"),
     ],
 )
@@ -131,6 +141,26 @@ def test_an_unknown_type_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'Q4_K' are not written"):
         save_gguf(make_decoder(GGUF_SHAPES["llama"]), tmp_path / "m.gguf", kind="Q4_K")
     assert not list(tmp_path.iterdir())
+
+
+def test_old_files_say_linear_scaling_in_another_way(tmp_path: Path) -> None:
+    save_gguf(make_decoder(GGUF_SHAPES["llama"]), tmp_path / "m.gguf", kind="F32")
+    old = rewritten(tmp_path / "m.gguf", metadata={"llama.rope.scale_linear": 4.0})
+    assert load_gguf(old).cfg.rope_factor == 4.0
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "layernorm_low_precision"])
+@pytest.mark.parametrize("name", ["gpt2", "mpt"])
+def test_the_kind_of_layernorm_survives(name: str, norm: str, tmp_path: Path) -> None:
+    save_gguf(make_decoder(GGUF_SHAPES[name], norm=norm), tmp_path / "m.gguf", kind="F32")
+    assert load_gguf(tmp_path / "m.gguf").cfg.norm == norm
+
+
+def test_a_part_of_the_head_that_is_no_round_share(tmp_path: Path) -> None:
+    """30 of 52: as a float times 52 that is a hair less than 30."""
+    shape = {**GGUF_SHAPES["neox"], "d_model": 104, "n_heads": 2, "rope_fraction": 30 / 52}
+    save_gguf(make_decoder(shape), tmp_path / "m.gguf", kind="F32")
+    assert load_gguf(tmp_path / "m.gguf").cfg.rotary_width == 30
 
 
 def test_a_shape_of_each_graph() -> None:

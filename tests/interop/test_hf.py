@@ -214,7 +214,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "whole numbers": (_integer_tensor, r"model.norm.weight \(of type I32"),
     "cut off": (_cut, "not a whole safetensors file"),
     "cut off in the middle": (_cut_shard, "model-00002-of-.*not a whole safetensors file"),
-    "empty": (_empty, "only 0 bytes"),
+    "empty": (_empty, "not a whole safetensors file"),
     "hostile header": (_long_header, "not a whole safetensors file"),
     "garbage": (_garbage, "not a whole safetensors file"),
     "pickle": (_pickle, "a pickle can run any program(.|\\n)*--allow-pickle(.|\\n)*allow_pickle=True"),

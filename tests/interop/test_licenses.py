@@ -31,6 +31,10 @@ def carded(folder: Path, front: str) -> Path:
         ("license: apache-2.0\nbase_model: huggyllama/llama-7b", "LicenseRef-llama-1 AND Apache-2.0", False),
         ("license: mit\nbase_model:\n- somebody/llama-2-13b-chat-gguf", "LicenseRef-llama-2 AND MIT", True),
         ("license: mit\nbase_model: somebody/unheard-of", "MIT", True),
+        ("license: mit\nbase_model: mosaicml/mpt-7b-chat", "CC-BY-NC-SA-4.0 AND MIT", False),
+        ("license: mit\nbase_model: https://hub.example/huggyllama/llama-7b/tree/main", "LicenseRef-llama-1 AND MIT", False),
+        ("license: mit\nbase_model: x/llama-7b-bnb-4bit@main", "LicenseRef-llama-1 AND MIT", False),
+        ("license: other\nlicense_name: psf-2.0-and-cc-by-sa-4.0", "PSF-2.0 AND CC-BY-SA-4.0", True),
         ("base_model: facebook/opt-1.3b", "LicenseRef-OPT-175B AND LicenseRef-unknown", False),
         ("license: [mit]", "LicenseRef-unknown", False),
         ("license: {", "LicenseRef-unknown", False),
@@ -42,10 +46,12 @@ def test_a_card_and_the_model_it_was_made_of(front: str, name: str, commercial: 
     assert found.commercial == commercial
 
 
-def test_the_pedigree_goes_before_the_card(tmp_path: Path) -> None:
-    folder = carded(tmp_path / "m", "license: mit")
+@pytest.mark.parametrize(("made", "card"), [("LicenseRef-llama-1", "mit"), ("MIT", "CC-BY-NC-4.0")])
+def test_pedigree_and_card_both_count(made: str, card: str, tmp_path: Path) -> None:
+    """A folder may have been written over by another tool since: what either forbids is forbidden."""
+    folder = carded(tmp_path / "m", f"license: {card}")
     with pedigree.record(folder, "sft", {}) as record:
-        record.add_license("LicenseRef-llama-1")
+        record.add_license(made)
     assert not license_of(folder).commercial
 
 

@@ -90,6 +90,32 @@ def test_columns_give_what_a_bias_gives(heads: tuple[int, int], packed: bool) ->
     torch.testing.assert_close(attention_reference(*(x.float() for x in rough), columns), wanted, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_columns_hold_beyond_65536_positions(dtype: torch.dtype) -> None:
+    """StoryWriter reads that far; a position then needs a third part, and float16 must not overflow."""
+    generator, keys = torch.Generator().manual_seed(0), 70_000
+    slopes = alibi_slopes(2, 16.0)
+    places = torch.arange(keys)[None]
+    q = torch.randn(1, 2, 3, 8, generator=generator).to(dtype)
+    k, v = torch.randn(2, 1, 2, keys, 8, generator=generator).to(dtype)
+    seen = (places <= places[:, -3:, None])[:, None].reshape(1, 1, 3, keys)
+    sights = [
+        with_alibi(Sight(seen, causal=False), slopes, places[:, -3:], places, head_width=8, dtype=kind)
+        for kind in (torch.float32, dtype)
+    ]
+    assert sights[1].columns is not None
+    wanted = attention_reference(q.float(), k.float(), v.float(), sights[0])
+    torch.testing.assert_close(attention(q, k, v, sights[1]).float(), wanted, atol=0.02, rtol=0.02)
+
+
+def test_the_bias_is_slope_times_distance() -> None:
+    slopes, places = torch.tensor([0.5, 0.25]), torch.tensor([[0, 1, 2, 0, 1]])
+    sight = with_alibi(Sight(), slopes, places, places, head_width=4, dtype=torch.float32)
+    assert sight.bias is not None
+    assert sight.bias[0, 0, 2].tolist() == [-1.0, -0.5, 0.0, -torch.inf, -torch.inf]
+    assert sight.bias[0, 1, 4, 3:].tolist() == [-0.25, 0.0]
+
+
 def test_falcon_rounds_as_it_was_trained() -> None:
     """Scores plus a bfloat16 bias, both over the root of the width; written out with plain numbers."""
     slopes, places = alibi_slopes(3), torch.arange(301)[None]

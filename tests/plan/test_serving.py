@@ -23,7 +23,8 @@ def test_precisions_and_sequences() -> None:
     total = {precision: serving_memory(config, precision).total for precision in BITS}
     assert total["fp32"] == 2 * total["bf16"]
     assert total["bf16"] == total["fp16"] > total["int8"] > total["int4"]
-    assert serving_memory(config, "int4").weights == config.parameters() * 4.5 // 8
+    tables = 2 * 32_000 * 4096
+    assert serving_memory(config, "int4").weights == ((config.parameters() - tables) * 4.5 + tables * 8.5) // 8
     assert serving_memory(config, sequences=3).cache == 3 * serving_memory(config).cache
     assert serving_memory(config).context == 4096
     assert serving_memory(config).as_dict()["total"] == total["bf16"]

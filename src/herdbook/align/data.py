@@ -12,14 +12,18 @@ Nothing is dropped in silence: what cannot be used is counted by reason, with th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from herdbook import pedigree
 from herdbook.align.chat import BadConversationError, ChatFormat, Sample, with_system
+from herdbook.align.config import ChatData
 from herdbook.console import Terminal
 from herdbook.errors import UserError
+from herdbook.facts.licenses import find_expression
+from herdbook.interop.licenses import license_of, require_commercial
 from herdbook.tokenizer import Message
 
 LINES_SHOWN = 5
@@ -169,3 +173,12 @@ def tokenize(
         else:
             kept.append(Tokenized(conversation, sample))
     return kept
+
+
+def require_commercial_sources(model: Path, data: Sequence[ChatData], corpus: Path | None) -> None:
+    """Raise UserError when the base model, a file of conversations or the corpus may not be used commercially."""
+    require_commercial(license_of(model), model)
+    for source in data:
+        require_commercial(find_expression(source.license), source.path)
+    if corpus is not None and pedigree.exists(corpus):
+        require_commercial(find_expression(pedigree.read(corpus)["license"]["id"]), corpus)

@@ -22,15 +22,22 @@ from torch import Tensor, nn
 from herdbook import pedigree
 from herdbook.align.chat import ChatFormat
 from herdbook.align.config import SftConfig
-from herdbook.align.data import Conversation, Skipped, Tokenized, data_files, read_conversations, tokenize
+from herdbook.align.data import (
+    Conversation,
+    Skipped,
+    Tokenized,
+    data_files,
+    read_conversations,
+    require_commercial_sources,
+    tokenize,
+)  # fmt: skip
 from herdbook.align.packing import collate, pack
 from herdbook.align.pairs import corpus_pairs
 from herdbook.console import Terminal
 from herdbook.errors import UserError
-from herdbook.facts.licenses import find_expression
 from herdbook.files import write_text
-from herdbook.interop.hf import load_folder, read_config
-from herdbook.interop.licenses import license_of, require_commercial
+from herdbook.interop.doors import load_decoder, read_shape, require_tokenizer
+from herdbook.interop.licenses import license_of
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
@@ -132,14 +139,16 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
         UserError: nothing to train on, data that cannot be read, a chat format the tokenizer cannot write, checkpoints of
             another run. Interrupted: SIGINT or SIGTERM; all is saved.
     """
+    if cfg.commercial:
+        require_commercial_sources(model, cfg.data, corpus if cfg.pairs.enabled else None)
     config = cfg.identity()
     inputs = [(model, "pretrain"), *([(corpus, "corpus")] if corpus is not None else [])]
     files = [(file, "conversations") for data in cfg.data for file in data_files(data.path)]
     if pedigree.is_current(out, config, [*inputs, *files]):
         terminal.say(f"{out}: fine-tuned already, with these settings on these inputs")
         return
-    shape, context = _context(cfg, read_config(model))
-    chat = choose_format(Tokenizer.load(model), cfg.chat)
+    shape, context = _context(cfg, read_shape(model))
+    chat = choose_format(require_tokenizer(model), cfg.chat)
     identity = {
         "sft": cfg.identity(),
         "chat_template": chat.template,
@@ -167,7 +176,7 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
         setting = Setting(
             identity, per_token, machine.peak_flops(), validate=_validation(aside, task), micro_batch=task.micro_batch
         )
-        network = load_folder(model)
+        network = load_decoder(model)
         outcome = train(network, task, cfg, setting, machine, out, terminal, checkpoint=checkpoint)
         terminal.say(write_model(network, outcome, setting, machine, task, out, rec, tokenizer=chat.tokenizer))
         rec.notes["chat_format"] = chat.name
@@ -284,21 +293,11 @@ def _note_data(cfg: SftConfig, samples: list[Tokenized], skipped: Skipped, out: 
 
 
 def _note_licenses(cfg: SftConfig, model: Path, samples: list[Tokenized], rec: pedigree.Record) -> None:
-    """The model's licences, those of the files, and those of the documents that pairs were made from.
-
-    Raises UserError when the result is to be commercial, and one of them forbids it.
-    """
+    """The model's licences, those of the files, and those of the documents that pairs were made from."""
     if pedigree.exists(model):
         rec.inherit_licenses(model)
-    else:
-        rec.add_license(license_of(model).id)
-    if cfg.commercial:
-        require_commercial(rec.license, model)
+    rec.add_license(license_of(model).id)
     for data in cfg.data:
         rec.add_license(data.license)
-        if cfg.commercial:
-            require_commercial(find_expression(data.license), data.path)
     for license_id in sorted({sample.conversation.license or "" for sample in samples if sample.conversation.kind}):
         rec.add_license(license_id or None)
-    if cfg.commercial:
-        require_commercial(rec.license, "sft.pairs")

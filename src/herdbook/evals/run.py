@@ -106,12 +106,11 @@ def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material
 
 
 def load_model(path: Path) -> tuple[Engine, Tokenizer, int]:
-    """A model folder as an inference engine, its tokenizer, and the most tokens it reads at once."""
+    """A model as an inference engine, its tokenizer, and the most tokens it reads at once."""
     from herdbook.infer.engine import Engine
-    from herdbook.interop.hf import load_folder
-    from herdbook.tokenizer import Tokenizer
+    from herdbook.interop.doors import load_decoder, require_tokenizer
 
-    model, tokenizer = load_folder(path), Tokenizer.load(path)
+    model, tokenizer = load_decoder(path), require_tokenizer(path)
     return Engine(model, tokenizer), tokenizer, model.cfg.context
 
 

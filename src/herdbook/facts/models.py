@@ -38,8 +38,6 @@ TRAINING = {
     "batch_tokens": "tokens a batch", "precision": "precision", "hardware": "hardware", "gpu_hours": "GPU hours",
     "energy_mwh": "energy, MWh", "co2_t": "CO2, tonnes", "cost_usd": "cost, US dollars",
 }  # fmt: skip
-# What folders and repositories append to a model's name without it becoming another model.
-_SUFFIX = re.compile(r"[-_](hf|gguf|gptq|awq|fp16|bf16|chat|instruct|base)$")
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Preset:
         training: what is known of how it was trained, under the names of TRAINING.
         from_memory: names of figures that were not read again in the source.
         hub: the repository of the weights on the Hugging Face hub.
+        variants: a word in a variant's name → the licence of such variants.
     """
 
     name: str
@@ -77,6 +76,7 @@ class Preset:
     from_memory: tuple[str, ...] = ()
     hub: str | None = None
     shape: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def license(self) -> License | None:
@@ -85,7 +85,8 @@ class Preset:
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as plain JSON, with the counts that follow from the shape."""
-        facts = {key: value for key, value in vars(self).items() if key not in ("config", "shape", "training", "license_id")}
+        apart = ("config", "shape", "variants", "training", "license_id")
+        facts = {key: value for key, value in vars(self).items() if key not in apart}
         return {
             **facts,
             "license": None if self.license is None else self.license.as_dict(),
@@ -128,6 +129,7 @@ def _preset(name: str, key: str, row: dict[str, Any], family: dict[str, Any]) ->
         terms=own["terms"] if weights else UNPUBLISHED, tokens=None if own["tokens"] is None else parse_count(own["tokens"]),
         published=parse_count(row["published"]), training=training, notes=(*_notes(family), *_notes(row)),
         from_memory=(*family.get("from_memory", []), *row.get("from_memory", [])), hub=row.get("hub"), shape=shape,
+        variants=own.get("variants", {}),
     )  # fmt: skip
 
 
@@ -162,10 +164,22 @@ def find_model(name: str) -> Preset:
 def find_published(repository: str) -> Preset | None:
     """The model that a repository of the hub holds a copy or a variant of, judging by its name; None if the catalogue has none.
 
-    `meta-llama/Llama-2-7b-chat-hf` and `someone/llama-2-7b-gguf` are both made from LLaMA-2 7B.
+    `meta-llama/Llama-2-7b-chat-hf`, `someone/llama-2-7b-4bit-gguf` and the address of either are all made from LLaMA-2 7B.
     """
     wanted = _bare(repository)
-    return next((preset for preset in list_models() if not preset.tiny and wanted in _names(preset)), None)
+    found = [
+        (len(name), preset) for preset in list_models() if not preset.tiny for name in _names(preset) if wanted.startswith(name)
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def published_license(repository: str) -> License | None:
+    """The licence of a published model or of a variant of it that has terms of its own (`mpt-7b-chat`); None if unknown."""
+    preset = find_published(repository)
+    if preset is None:
+        return None
+    own = (license_id for word, license_id in preset.variants.items() if word in _bare(repository))
+    return find_license(next(own, preset.license_id)) if preset.license_id else None
 
 
 def _names(preset: Preset) -> set[str]:
@@ -173,8 +187,6 @@ def _names(preset: Preset) -> set[str]:
 
 
 def _bare(name: str) -> str:
-    """A name without owner, suffixes and punctuation: `meta-llama/Llama-2-7b-hf` → `llama27b`."""
-    last = name.rstrip("/").rpartition("/")[2].lower()
-    while (shorter := _SUFFIX.sub("", last)) != last:
-        last = shorter
-    return re.sub(r"[^a-z0-9.]", "", last)
+    """A name without address, owner, revision and punctuation: `meta-llama/Llama-2-7b-hf@main` → `llama27bhf`."""
+    path = name.split("://", 1)[-1].split("/tree/")[0].split("/blob/")[0].split("@")[0]
+    return re.sub(r"[^a-z0-9.]", "", path.rstrip("/").rpartition("/")[2].lower().removesuffix("-hf"))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from herdbook.errors import UserError
+from herdbook.model.config import ModelConfig
 
 
 def listing(names: Sequence[str], most: int = 6) -> str:
@@ -34,3 +37,30 @@ def require_none(problems: Mapping[str, Sequence[str]], where: Path, settings: s
         if names:
             todo = f"{settings} and the weights do not belong together, or the weights are of another kind of model"
             raise UserError(f"{what}: {listing(names)}", where=where, todo=todo)
+
+
+def narrowed(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A weight in another type, on the CPU. Raises UserError when it holds what that type cannot, as float16 can no 1e5."""
+    cast = weight.detach().to("cpu", dtype)
+    if dtype.itemsize < weight.dtype.itemsize and bool((~cast.isfinite()).any()) and bool(weight.isfinite().all()):
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(f"{name} holds numbers that {kind} cannot", todo="store the weights in bfloat16 or float32")
+    return cast
+
+
+def require_plausible(
+    cfg: ModelConfig, *, stored_bytes: int, tensors: int, where: Path, settings: str, least_bits: float = 8
+) -> None:
+    """Raise UserError when a config describes more than the files can hold, before anything is built from it.
+
+    Args:
+        stored_bytes: of all files; tensors: how many they hold.
+        settings: what describes it: config.json, params.json, the header.
+        least_bits: that a weight takes in this kind of file.
+    """
+    asked = f"{settings} describes {cfg.n_layers:,} layers with {cfg.parameters():,} parameters in all"
+    todo = f"the weights are incomplete, or {settings} belongs to another model"
+    if cfg.parameters() * least_bits > stored_bytes * 8:
+        raise UserError(f"{asked}, and the weights are only {stored_bytes:,} bytes", where=where, todo=todo)
+    if cfg.n_layers > tensors:
+        raise UserError(f"{asked}, and the weights are only {tensors:,} tensors", where=where, todo=todo)

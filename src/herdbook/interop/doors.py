@@ -10,11 +10,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
+from herdbook import pedigree
 from herdbook.errors import UserError
 from herdbook.files import read_json
 from herdbook.interop.hf import load_folder, save_folder
@@ -33,27 +35,51 @@ def layout_of(path: Path) -> Layout:
     if not path.exists():
         raise UserError("there is no such model", where=path, todo="name a model folder, or a .gguf or .bin file")
     if path.is_file():
-        if path.suffix in (".gguf", ".bin"):
-            return "gguf" if path.suffix == ".gguf" else "llama2c"
-        raise UserError("this file is no model that we read", where=path, todo="name a model's folder, or a .gguf or .bin file")
+        return _layout_of_file(path)
     if (path / "params.json").is_file() and not (path / "config.json").is_file():
         return "meta"
     return "hf"
 
 
+def _layout_of_file(path: Path) -> Layout:
+    """By the first bytes: GGUF says what it is, a pickle of tensors belongs to a folder, and llama2.c says little."""
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic == b"GGUF" or path.suffix.lower() == ".gguf":
+        return "gguf"
+    if magic[:2] in (b"PK", b"\x80\x02") or path.suffix in (".safetensors", ".pth", ".pt"):
+        raise UserError("this is a part of a model: its config and tokenizer lie beside it", where=path, todo="name its folder")
+    if path.suffix.lower() == ".bin":
+        return "llama2c"
+    raise UserError("this file is no model that we read", where=path, todo="name a model's folder, or a .gguf or .bin file")
+
+
 def layout_for(out: Path) -> Layout:
     """The layout that a name to write to asks for: `x.gguf` and `x.bin` are files, all else is a Hugging Face folder."""
-    return "gguf" if out.suffix == ".gguf" else "llama2c" if out.suffix == ".bin" else "hf"
+    return {".gguf": "gguf", ".bin": "llama2c"}.get(out.suffix.lower(), "hf")  # type: ignore[return-value]
+
+
+def check_type(layout: Layout, kind: str | None) -> None:
+    """Raise UserError unless weights of a type can be written in a layout; None is the type they have."""
+    from herdbook.interop.gguf.model import FILE_TYPES
+
+    fitting = tuple(FILE_TYPES) if layout == "gguf" else ("F32",) if layout == "llama2c" else tuple(TYPES)
+    if kind is None or kind in fitting:
+        return
+    only = " is a type of GGUF files only" if kind in FILE_TYPES and layout != "llama2c" else " is no type of this layout"
+    raise UserError(f"{kind}{only}", where="--type", todo=f"choose one of {', '.join(fitting)}, or leave it out")
 
 
 def load_decoder(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False
-) -> Decoder:
+    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False,
+    context: int | None = None,
+) -> Decoder:  # fmt: skip
     """The decoder at `path`, whatever its layout, in evaluation mode.
 
     Args:
         dtype: type of the weights and of the computation.
         allow_pickle: read .bin and .pth files too. They are pickles, of which only tensors are accepted.
+        context: the longest sequence, for Meta's layout, which does not tell it.
 
     Raises UserError when it is absent, broken, of a kind we do not have, or pickled without `allow_pickle`.
     """
@@ -65,7 +91,10 @@ def load_decoder(
     if layout == "meta":
         from herdbook.interop.meta import load_meta
 
-        return load_meta(path, dtype=dtype, device=device, allow_pickle=allow_pickle)
+        if context is None and pedigree.exists(path):  # our own conversion wrote it down there
+            noted = pedigree.read(path)["counts"].get("context")
+            context = noted if isinstance(noted, int) and noted > 0 else None
+        return load_meta(path, dtype=dtype, device=device, allow_pickle=allow_pickle, context=context)
     if layout == "llama2c":
         from herdbook.interop.llama2c import load_llama2c
 
@@ -106,6 +135,14 @@ def find_tokenizer(path: Path) -> Tokenizer | None:
     return load_tokenizer(path) if path.is_dir() and any((path / name).is_file() for name in names) else None
 
 
+def require_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that lies with a model. Raises UserError when there is none, or it is broken."""
+    words = find_tokenizer(path)
+    if words is None:
+        raise UserError("no tokenizer lies with this model", where=path, todo="`herdbook convert --tokenizer` puts one there")
+    return words
+
+
 def type_of(path: Path, *, allow_pickle: bool = False) -> torch.dtype:
     """The type a model's weights are best read in: the one they are stored in; packed ones in float32."""
     layout = layout_of(path)
@@ -127,7 +164,8 @@ def type_of(path: Path, *, allow_pickle: bool = False) -> torch.dtype:
 
 def save_decoder(
     model: Decoder, out: Path, layout: Layout | None = None, *, kind: str | None = None, tokenizer: Tokenizer | None = None,
-    license_id: str | None = None, name: str | None = None, card: str | None = None, pedigree: dict[str, Any] | None = None,
+    license_id: str | None = None, name: str | None = None, card: str | None = None, bases: Sequence[str] = (),
+    origin: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a model in a layout; files are whole or not there.
 
@@ -135,30 +173,36 @@ def save_decoder(
         layout: None takes the one that the name asks for.
         kind: type to store the weights in: F32, F16, BF16, in GGUF also Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; None: the one they
             have.
-        license_id, name, card, pedigree: what the layout has a place for is written there.
+        license_id, name, card: what the layout has a place for is written there.
+        bases: the published models that this one was made of, for the card.
+        origin: what a GGUF file was made from, kept in its header.
 
     Raises UserError when the layout has no form for this model or type.
     """
     layout = layout or layout_for(out)
+    check_type(layout, kind)
+    if tokenizer is not None and tokenizer.vocab_size > model.cfg.vocabulary:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, and the model only {model.cfg.vocabulary:,}", where=out,
+            todo="tokenizer and model do not belong together",
+        )  # fmt: skip
     if layout in ("gguf", "llama2c") and out.is_dir():
         raise UserError("this is a folder, and the model becomes one file", where=out, todo="name a file")
     own = next((name for name, dtype in TYPES.items() if dtype == next(model.parameters()).dtype), "F32")
     if layout == "gguf":
         from herdbook.interop.gguf.model import save_gguf
 
-        save_gguf(model, out, kind=kind or own, tokenizer=tokenizer, license_id=license_id, name=name, pedigree=pedigree)
+        save_gguf(model, out, kind=kind or own, tokenizer=tokenizer, license_id=license_id, name=name, pedigree=origin)
         return
-    if kind is not None and kind not in TYPES:
-        raise UserError(f"{kind} is a type of GGUF files", todo=f"write a .gguf file, or choose one of {', '.join(TYPES)}")
     if layout == "meta":
         from herdbook.interop.meta import save_meta
 
         save_meta(model, out, dtype=TYPES[kind or own])
+        if tokenizer is not None:
+            tokenizer.save(out)
     elif layout == "llama2c":
         from herdbook.interop.llama2c import save_llama2c
 
-        if kind not in (None, "F32"):
-            raise UserError("llama2.c's files are float32", todo="leave --type out")
         save_llama2c(model, out)
     else:
-        save_folder(model, out, tokenizer=tokenizer, license_id=license_id, card=card, dtype=TYPES[kind or own])
+        save_folder(model, out, tokenizer=tokenizer, license_id=license_id, card=card, dtype=TYPES[kind or own], bases=bases)

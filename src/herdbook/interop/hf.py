@@ -7,7 +7,9 @@ and only after the headers have shown that every tensor is there in its right sh
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
 from herdbook.files import atomic_path, write_json, write_text
-from herdbook.interop.checks import require_none, sizes
+from herdbook.interop.checks import narrowed, require_none, require_plausible, sizes
 from herdbook.interop.families import Family, Row, family_of
 from herdbook.interop.hf_config import config_json, read_config, read_config_and_family, token_ids
 from herdbook.interop.rows import stack, unstack
@@ -63,6 +65,7 @@ def _rows(model: Decoder, family: Family | None) -> list[Row]:
 def save_folder(
     model: Decoder, out: Path, *, tokenizer: Path | Tokenizer | None, chat_template: str | None = None,
     license_id: str | None = None, card: str | None = None, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,
+    bases: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write a model folder that `AutoModelForCausalLM.from_pretrained` opens; other files in `out` stay.
 
@@ -74,6 +77,7 @@ def save_folder(
         license_id: SPDX identifier or expression for the card; None: unknown.
         card: Markdown for README.md below its front matter.
         dtype: type to store the weights in; None: the type they have.
+        bases: the published models that it was made of, as hubs name them, for the card.
         shard_bytes: a larger model is split over files of about this size.
 
     Warns (UserWarning) when no class of transformers expresses the model, and when the one that does computes it wrongly.
@@ -93,7 +97,7 @@ def save_folder(
             tokenizer = tokenizer.with_chat_template(chat_template)
         tokenizer.save(out)
         write_json(out / "generation_config.json", _generation_config(tokenizer))
-    write_text(out / "README.md", _card(model.cfg, license_id, card))
+    write_text(out / "README.md", _card(model.cfg, license_id, card, bases))
     write_json(out / "config.json", config_json(model.cfg, dtype=dtype, tokenizer=tokenizer))
 
 
@@ -127,7 +131,7 @@ def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torc
 @torch.no_grad()
 def _stored(row: Row, ours: Weights, cfg: ModelConfig, dtype: torch.dtype) -> Tensor:
     """The tensor a row stands for, as it goes into the file."""
-    parts = [ours[name].detach().to("cpu", dtype) for name in row.ours]
+    parts = [narrowed(ours[name], dtype, row.theirs) for name in row.ours]
     whole = parts[0] if len(parts) == 1 else stack(parts, cfg.kv_heads if row.grouped else 1)
     return (whole.mT if row.transposed else whole).contiguous()
 
@@ -139,7 +143,7 @@ def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     return {key: value for key, value in ids.items() if value is not None}
 
 
-def _card(cfg: ModelConfig, license_id: str | None, body: str | None) -> str:
+def _card(cfg: ModelConfig, license_id: str | None, body: str | None, bases: Sequence[str]) -> str:
     """README.md: front matter that model hubs read, then prose."""
     license_ = find_expression(license_id)
     plain = " AND " not in license_.id and not license_.id.startswith("LicenseRef-")
@@ -150,6 +154,8 @@ def _card(cfg: ModelConfig, license_id: str | None, body: str | None) -> str:
         f"({heads} attention), {cfg.activation}, {cfg.norm}, {cfg.positions} positions, {cfg.vocabulary:,} tokens, context "
         f"{cfg.context:,}."
     )
+    made_of = "".join(f"\n- {json.dumps(base)}" for base in bases)
+    terms += f"\nbase_model:{made_of}" if bases else ""
     front = f"---\n{terms}\npipeline_tag: text-generation\nlibrary_name: transformers\ntags:\n- herdbook\n---\n"
     return (
         f"{front}\n{(body or '# A language model made with herdbook').strip()}\n\n{shape}\n\nLicence: {license_.in_words()}.\n"
@@ -205,17 +211,14 @@ def _headers(cfg: ModelConfig, path: Path, allow_pickle: bool) -> dict[Path, dic
     machine has.
     """
     files = weight_files(path, allow_pickle=allow_pickle)
-    size, headers = sum(file.stat().st_size for file in files), {}
-    asked = f"config.json describes {cfg.n_layers:,} layers with {cfg.parameters():,} parameters in all"
-    todo = "the folder is incomplete, or config.json belongs to another model"
-    if cfg.parameters() > size:
-        raise UserError(f"{asked}, and the weights are only {size:,} bytes", where=path, todo=todo)
+    headers = {}
     for file in files:
         with open_tensors(file) as tensors:
             headers[file] = tensors.header()
-    count = sum(len(header) for header in headers.values())
-    if cfg.n_layers > count:
-        raise UserError(f"{asked}, and the weights are only {count:,} tensors", where=path, todo=todo)
+    require_plausible(
+        cfg, stored_bytes=sum(file.stat().st_size for file in files), tensors=sum(map(len, headers.values())), where=path,
+        settings="config.json",
+    )  # fmt: skip
     return headers
 
 

@@ -8,6 +8,7 @@ everything here reads it, transformers does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,9 @@ def _rope_to_theirs(cfg: ModelConfig, keys: RopeKeys) -> dict[str, Any]:
         rope["factor"] = cfg.rope_factor
         flat["rope_scaling"] = {"type": "linear", "factor": cfg.rope_factor}  # two keys: older versions refuse more
     if keys.fraction is not None:
-        flat[keys.fraction] = rope["partial_rotary_factor"] = cfg.rope_fraction
+        share = cfg.rope_fraction  # transformers cuts what is left over, so no share may be a hair too small
+        exact = int(cfg.head_width * share) == cfg.rotary_width
+        flat[keys.fraction] = rope["partial_rotary_factor"] = share if exact else math.nextafter(share, math.inf)
     return {**flat, "rope_parameters": rope}
 
 

@@ -14,23 +14,33 @@ import yaml
 
 from herdbook import pedigree
 from herdbook.errors import UserError
-from herdbook.facts.licenses import License, find_expression, find_license, strictest
-from herdbook.facts.models import find_published
+from herdbook.facts.licenses import UNKNOWN, License, find_expression, find_license, strictest
+from herdbook.facts.models import published_license
 from herdbook.files import read_json
 
 CARD_LIMIT = 1_000_000  # characters of a card that are looked at
 
 
 def license_of(path: Path) -> License:
-    """The licence of a model: a folder's by its pedigree, else by its card; a GGUF file's by its header; else unknown."""
-    if path.is_dir() and pedigree.exists(path):
-        return find_expression(pedigree.read(path)["license"]["id"])
-    if path.is_dir():
-        front = card_front_matter(path)
-        name = front.get("license_name") if front.get("license") == "other" else front.get("license")
-    else:
-        name = _gguf_header(path).get("general.license")
-    return with_ancestors(named(name if isinstance(name, str) else None), named_bases(path))
+    """The licence of a model: the strictest of what its pedigree, its card or its GGUF header state, and of what it names as
+    its origin; unknown where nothing is stated."""
+    return with_ancestors(stated_license(path) or find_license(None), named_bases(path))
+
+
+def stated_license(path: Path) -> License | None:
+    """The strictest licence that a model states itself: a folder in its pedigree and on its card, a GGUF file in its header."""
+    if not path.is_dir():
+        return _named_if_any(_gguf_header(path).get("general.license"))
+    front = card_front_matter(path)
+    card = _named_if_any(front.get("license_name") if front.get("license") == "other" else front.get("license"))
+    made = find_expression(pedigree.read(path)["license"]["id"]) if pedigree.exists(path) else None
+    stated = [license_ for license_ in (made, card) if license_ is not None and license_.id != UNKNOWN]
+    return strictest(stated) if stated else None
+
+
+def _named_if_any(name: Any) -> License | None:
+    license_ = named(name) if isinstance(name, str) else None
+    return None if license_ is None or license_.id == UNKNOWN else license_
 
 
 def named_bases(path: Path) -> list[str]:
@@ -51,15 +61,14 @@ def named_bases(path: Path) -> list[str]:
 
 def with_ancestors(license_: License, bases: Iterable[str]) -> License:
     """The strictest of a licence and those of the models of the catalogue that `bases` name as hubs do (`owner/model`)."""
-    presets = [find_published(base) for base in bases]
-    found = [preset.license for preset in presets if preset is not None and preset.license is not None]
+    found = [known for base in bases if (known := published_license(base)) is not None]
     return strictest([license_, *found]) if found else license_
 
 
 def named(name: str | None) -> License:
     """The licence of this name; one we do not know is treated as strictly as silence, under its own name."""
     try:
-        return find_expression(name)
+        return find_expression(name and name.replace("-and-", " AND "))  # as the hub writes several on a card
     except UserError:
         plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in str(name)[:100])
         return find_license(f"LicenseRef-{plain.removeprefix('LicenseRef-')}")
@@ -70,8 +79,7 @@ def require_commercial(license_: License, where: Path | str) -> None:
     if not license_.commercial:
         raise UserError(
             f"--commercial: {license_.in_words()}", where=where,
-            todo="use a model that may be used commercially (`herdbook models --commercial` lists them), or, if you know its "
-            "licence better, state it with --license when you convert it",
+            todo="use a model that may be used commercially: `herdbook models --commercial` lists them",
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Layout (little-endian; L layers; all values float32 unless packed)::
 
 The sizes are width, feed-forward width, layers, heads, key/value heads, vocabulary, context. In version 2 each matrix is
 int8 values in groups, followed by a scale a group: weight = value · scale. The tables of cosines and sines are a leftover
-that no reader uses. Query and key are in interleaved order (`rotary.py`).
+that no reader uses. Query and key are in interleaved order (`rows.py`).
 
 The base of the rotary waves and the epsilon of the norms are not stored: the C programs have 10,000 and 1e-5 built in. The
 tokenizer is a file of its own (`tokenizer.bin`) and is not read here.

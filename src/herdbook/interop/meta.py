@@ -5,7 +5,7 @@ Notable choices:
   torch's reader for weights, which runs nothing. `consolidated.safetensors`, which newer releases have, needs no permission.
 - Files are memory-mapped and copied tensor by tensor into a model that is allocated once, after every name and shape was
   checked: what is needed is the model and no more.
-- Query and key come in interleaved order (`rotary.py`). They are put in the order of halves, so that the decoder can be saved
+- Query and key come in interleaved order (`rows.py`). They are put in the order of halves, so that the decoder can be saved
   as a Hugging Face folder.
 - Neither the context nor, in most files, the vocabulary is written down. The rows of the embedding give the one; the other
   has no effect on the logits, follows from what tells the releases apart, and can be said by the caller.
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from herdbook.errors import UserError
 from herdbook.files import atomic_path, read_json, write_json
-from herdbook.interop.checks import first_problem, listing, require_none, sizes
+from herdbook.interop.checks import first_problem, listing, narrowed, require_none, require_plausible, sizes
 from herdbook.interop.rows import to_halves, to_interleaved, turned_heads
 from herdbook.interop.tensor_files import read_pickled
 from herdbook.model.config import ModelConfig
@@ -203,7 +203,8 @@ def load_meta(
     params = _read_params(path)
     shards = _open_shards(path, allow_pickle)
     cfg = _config(params, shards, context, path)
-    _require_plausible(cfg, shards, path)
+    size = sum(file.stat().st_size for file in _weight_files(path))
+    require_plausible(cfg, stored_bytes=size, tensors=len(shards[0]), where=path, settings=PARAMS)
     _require_split(cfg, len(shards), path)
     with torch.device("meta"):
         model = Decoder(cfg)
@@ -271,18 +272,6 @@ def _rows(cfg: ModelConfig, embed_cut: int = 1) -> Iterator[Row]:
         cut = embed_cut if ours == "embed.weight" else cut
         for n in range(cfg.n_layers) if "{n}" in theirs else [0]:
             yield Row(theirs.format(n=n), ours.format(n=n), cut)
-
-
-def _require_plausible(cfg: ModelConfig, shards: Sequence[Shard], path: Path) -> None:
-    """Raises UserError, before anything is built, when broken settings ask for more than the files could hold."""
-    size = sum(file.stat().st_size for file in _weight_files(path))
-    todo = "the folder is incomplete, or params.json belongs to another model"
-    if cfg.parameters() > size:
-        what = f"params.json describes {cfg.parameters():,} parameters, and the weights have only {size:,} bytes"
-        raise UserError(what, where=path, todo=todo)
-    if cfg.n_layers > len(shards[0]):
-        what = f"params.json describes {cfg.n_layers:,} layers, and the weights have only {len(shards[0]):,} tensors"
-        raise UserError(what, where=path, todo=todo)
 
 
 def _require_split(cfg: ModelConfig, parts: int, where: Path) -> None:
@@ -403,7 +392,7 @@ def _shard_of(model: Decoder, rank: int, parts: int, dtype: torch.dtype) -> Shar
     ours, shard = dict(model.named_parameters()), {}
     for row in _rows(model.cfg):
         heads = turned_heads(row.ours, model.cfg)
-        part = _part(ours[row.ours].detach(), row.cut, rank, parts).to("cpu", dtype)
+        part = narrowed(_part(ours[row.ours].detach(), row.cut, rank, parts), dtype, row.theirs)
         if heads is not None and not model.cfg.rope_interleaved:
             part = to_interleaved(part, heads // parts)
         shard[row.theirs] = part.clone(memory_format=torch.contiguous_format)  # a view would be stored with all it looks at

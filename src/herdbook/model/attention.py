@@ -6,7 +6,7 @@
 
 Who may see whom, and at what distance, is a `Sight`, made once a forward and used by all layers: `causal` (query i sees keys
 up to i, the fast path of every kernel) or a boolean mask, and ALiBi's slopes where positions are told by a bias. Kernels are
-torch's SDPA. What was measured on CPU with torch 2.13 decides the path (`benchmarks/attention.py`):
+torch's SDPA. What was measured on CPU with torch 2.13 decides the path (`benchmarks/attention.py` has the last point):
 
 - Its `enable_gqa` costs 6-14 times too much at a single query, where folding the heads of a group into the query length gives
   the same numbers (one query needs no order among queries).
@@ -116,12 +116,18 @@ def with_alibi(
 
 
 def _alibi_columns(slopes_H: Tensor, key_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Slope times key position as a product of columns; the query's own position drops out of the softmax."""
+    """Slope times key position as a product of columns; the query's own position drops out of the softmax.
+
+    A position is a·65536 + b·256 + c, and each part is below 256, so that eight bits hold it; a is there only when there are
+    so many keys. The weights of a and b are shared between key and query, so that float16 does not overflow.
+    """
     high_H = slopes_H.to(dtype)
     low_H = (slopes_H - high_H.float()).to(dtype)
-    # Below 65,536 both parts of a position have at most eight bits, which bfloat16 holds.
-    high_BS, low_BS = (key_BS // 256 * 256).to(dtype), (key_BS % 256).to(dtype)
-    return torch.stack((high_H, high_H, low_H, low_H), -1), torch.stack((high_BS, low_BS, high_BS, low_BS), -1)
+    parts = [(key_BS % 256, 1, 1), (key_BS // 256 % 256, 16, 16)]
+    parts += [(key_BS // 65536, 256, 256)] if key_BS.shape[1] > 65536 else []
+    query = [slope * outside for slope in (high_H, low_H) for _, _, outside in parts]
+    key = [(part * inside).to(dtype) for _ in (high_H, low_H) for part, inside, _ in parts]
+    return torch.stack(query, -1), torch.stack(key, -1)
 
 
 def attention(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, *, dropout: float = 0.0) -> Tensor:

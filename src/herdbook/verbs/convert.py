@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,11 @@ from herdbook import pedigree
 from herdbook.console import Terminal, emit
 from herdbook.errors import UserError, user_errors
 from herdbook.facts.licenses import License, find_expression
+from herdbook.files import atomic_folder
 from herdbook.interop.doors import (
     LAYOUTS,
-    TYPES,
     Layout,
+    check_type,
     find_tokenizer,
     layout_for,
     layout_of,
@@ -23,8 +22,10 @@ from herdbook.interop.doors import (
     save_decoder,
     type_of,
 )
-from herdbook.interop.licenses import license_of, require_commercial
+from herdbook.interop.licenses import license_of, named_bases, require_commercial, stated_license, with_ancestors
+from herdbook.interop.tokenizers import load_tokenizer
 from herdbook.units import human_bytes
+from herdbook.verbs.talk import find_model
 
 
 def convert(
@@ -35,35 +36,40 @@ def convert(
     kind: str | None,
     license_id: str | None,
     tokenizer: Path | None,
+    context: int | None,
     commercial: bool,
     allow_pickle: bool,
+    force: bool,
     terminal: Terminal,
 ) -> None:
     """Read the model at `source`, write it to `out`; the layout is `to`, or what the name of `out` says."""
-    layout = _layout(to, out)
-    kind = kind.upper() if kind else None
-    _require_place(source, out)
-    license_ = license_of(source) if license_id is None else find_expression(license_id)
+    layout, kind = _layout(to, out), kind.upper() if kind else None
+    check_type(layout, kind)
+    source = Path(find_model(str(source)))
+    come_from = layout_of(source)
+    _require_place(source, out, layout, force=force)
+    license_ = _license(source, license_id)
     if commercial:
         require_commercial(license_, source)
+    words = load_tokenizer(tokenizer) if tokenizer is not None else find_tokenizer(source)
     with user_errors(), warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
         terminal.step("convert", f"{source} → {out}")
-        dtype = TYPES[kind] if kind in TYPES else type_of(source, allow_pickle=allow_pickle)
-        model = load_decoder(source, dtype=dtype, allow_pickle=allow_pickle)
-        words = find_tokenizer(tokenizer or source)
-        facts: dict[str, Any] = {"source": source.name, "layout": layout_of(source), "license": license_.id}
+        dtype = type_of(source, allow_pickle=allow_pickle)
+        model = load_decoder(source, dtype=dtype, allow_pickle=allow_pickle, context=context)
         options: dict[str, Any] = {"kind": kind, "tokenizer": words, "license_id": license_.id, "name": source.stem}
-        config = {"to": layout, "type": kind, "license": license_id}
         if layout in ("hf", "meta"):
-            with _new_folder(out), pedigree.record(out, "convert", config) as record:
+            config = {"to": layout, "type": kind, "license": license_id, "context": context}
+            card, bases = f"# {source.stem}\n\nConverted with herdbook.", named_bases(source)
+            with atomic_folder(out) as aside, pedigree.record(aside, "convert", config) as record:
                 _note_source(record, source, license_)
-                save_decoder(model, out, layout, **options, card=f"# {source.stem}\n\nConverted with herdbook.")
-                record.counts["parameters"] = model.cfg.parameters()
+                save_decoder(model, aside, layout, **options, card=card, bases=bases)
+                record.counts.update(parameters=model.cfg.parameters(), context=model.cfg.context)
         else:
-            facts |= {"sha256": pedigree.fingerprint(source, "model", out.parent).sha256, "code": pedigree.code_version()}
-            save_decoder(model, out, layout, **options, pedigree=facts)
+            save_decoder(model, out, layout, **options, origin=_origin(source, come_from, license_))
     for message in dict.fromkeys(str(warning.message) for warning in raised if warning.category is UserWarning):
+        terminal.warn(message)
+    for message in _lost(source, come_from, layout, words, model.cfg.context, told=context is not None):
         terminal.warn(message)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file())
     if terminal.as_json:
@@ -71,8 +77,40 @@ def convert(
         return
     terminal.say(f"{out}: {model.cfg.parameters():,} parameters, {human_bytes(size)}")
     terminal.say(license_.in_words())
-    if words is None and layout != "llama2c":
-        terminal.warn("no tokenizer lay with the model, so none was written: name its folder or file with --tokenizer")
+
+
+def _license(source: Path, license_id: str | None) -> License:
+    """The licence of what is made: the source's; `--license` speaks only where the source itself says nothing."""
+    if license_id is None:
+        return license_of(source)
+    stated, wanted = stated_license(source), find_expression(license_id)
+    if stated is not None and stated.id != wanted.id:
+        raise UserError(
+            f"the source states its licence: {stated.id}", where=source,
+            todo="leave --license out; it is for sources that state none",
+        )  # fmt: skip
+    return with_ancestors(wanted, named_bases(source))
+
+
+def _origin(source: Path, layout: Layout, license_: License) -> dict[str, Any]:
+    """What a single file carries of its pedigree: the source by hash, and what that was made from."""
+    facts: dict[str, Any] = {"source": source.name, "layout": layout, "license": license_.id}
+    facts |= {"sha256": pedigree.fingerprint(source, "model", source.parent).sha256, "code": pedigree.code_version()}
+    if source.is_dir() and pedigree.exists(source):
+        facts["made_from"] = pedigree.describe(pedigree.tree(source))
+    return facts
+
+
+def _lost(source: Path, come_from: Layout, layout: Layout, words: Any, context: int, *, told: bool) -> list[str]:
+    """What the new layout has no place for, or the old one did not tell."""
+    lost = []
+    if layout == "llama2c":
+        lost.append("llama2.c's file holds weights only: the tokenizer and the licence are not in it")
+    elif words is None:
+        lost.append("no tokenizer lay with the model, so none was written: name its folder or file with --tokenizer")
+    if come_from == "meta" and not told and not pedigree.exists(source):
+        lost.append(f"Meta's layout does not tell the context; {context:,} tokens are assumed: say it with --context")
+    return lost
 
 
 def _layout(to: str | None, out: Path) -> Layout:
@@ -84,30 +122,25 @@ def _layout(to: str | None, out: Path) -> Layout:
     return chosen
 
 
-def _require_place(source: Path, out: Path) -> None:
-    """Nothing is written over the model that is read, nor into a folder of somebody else's."""
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+def _require_place(source: Path, out: Path, layout: Layout, *, force: bool) -> None:
+    """Nothing is written over the model that is read, nor over something of somebody else's."""
+    old, new = source.resolve(), out.resolve()
+    if new == old or old in new.parents or new in old.parents:
         raise UserError("a model is not converted onto itself", where=out, todo="name another place to write to")
+    if layout in ("gguf", "llama2c"):
+        if out.exists() and not (force and out.is_file()):
+            raise UserError("there is something here already", where=out, todo="name another file, or replace it with --force")
+        return
     made = pedigree.exists(out) and pedigree.read(out)["station"] == "convert"
+    if out.exists() and not out.is_dir():
+        raise UserError("this is a file, and the model becomes a folder", where=out, todo="name a folder")
     if out.is_dir() and any(out.iterdir()) and not made:
         raise UserError("this folder is not empty, and `herdbook convert` did not make it", where=out, todo="name a new folder")
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[None]:
-    """No empty folder is left where a model could not be written."""
-    try:
-        yield
-    except BaseException:
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        raise
 
 
 def _note_source(record: pedigree.Record, source: Path, license_: License) -> None:
     """Where the model came from, and its licence: stated, or inherited part by part."""
     record.add_input(source, "model", license_id=license_.id)
-    if source.is_dir() and pedigree.exists(source) and record.config["license"] is None:
+    if source.is_dir() and pedigree.exists(source):
         record.inherit_licenses(source)
-    else:
-        record.add_license(license_.id)
+    record.add_license(license_.id)

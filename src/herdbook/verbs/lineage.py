@@ -116,11 +116,7 @@ def _number(value: float) -> str:
 
 
 def _facts(node: pedigree.Node) -> dict[str, Any]:
+    """The tree as plain JSON, with its folders."""
     if node.manifest is None:
-        return dict(node.item or {})
-    keys = ("station", "began", "wall_s", "code", "config_sha256", "counts", "license")
-    return {
-        "folder": str(node.path),
-        **{key: node.manifest[key] for key in keys},
-        "inputs": [_facts(child) for child in node.children],
-    }
+        return pedigree.describe(node)
+    return {"folder": str(node.path), **pedigree.describe(node), "inputs": [_facts(child) for child in node.children]}

@@ -10,7 +10,7 @@ from typing import Any
 from herdbook import pedigree
 from herdbook.errors import UserError
 from herdbook.facts.licenses import License, strictest
-from herdbook.facts.models import Preset, find_model, find_published
+from herdbook.facts.models import Preset, find_model, find_published, published_license
 from herdbook.model.config import ModelConfig
 
 
@@ -130,4 +130,4 @@ def _by_name(path: Path) -> Iterator[Ancestor]:
     for name in named_bases(path):
         preset = find_published(name)
         if preset is not None:
-            yield Ancestor(name, preset.license, preset)
+            yield Ancestor(name, published_license(name), preset)

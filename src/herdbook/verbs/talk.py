@@ -26,11 +26,11 @@ def find_model(path: str) -> str:
     return path
 
 
-def generate(path: str, prompt: str, settings: dict[str, Any], n: int, *, as_json: bool) -> None:
+def generate(path: str, prompt: str, settings: dict[str, Any], n: int, *, allow_pickle: bool, as_json: bool) -> None:
     """Continue a prompt `n` times; the first seed is drawn when none is given, the next ones count up from it."""
     from herdbook.api import load
 
-    lm = load(find_model(path))
+    lm = load(find_model(path), allow_pickle=allow_pickle)
     first = settings.pop("seed")
     first = secrets.randbelow(2**31) if first is None else first
     if as_json:
@@ -43,11 +43,11 @@ def generate(path: str, prompt: str, settings: dict[str, Any], n: int, *, as_jso
         _flow(["\n" if index == n - 1 else "\n\n---\n\n"])
 
 
-def chat(path: str, system: str | None, settings: dict[str, Any], terminal: Terminal) -> None:
+def chat(path: str, system: str | None, settings: dict[str, Any], terminal: Terminal, *, allow_pickle: bool = False) -> None:
     """A conversation, line by line; piped input is answered line by line too."""
     from herdbook.api import load
 
-    lm = load(find_model(path))
+    lm = load(find_model(path), allow_pickle=allow_pickle)
     if lm.tokenizer is None or lm.tokenizer.chat_template is None:
         raise UserError("this model has no chat template: it continues text, it was not taught to answer", where=lm.source,
                         todo=f"`herdbook generate {path} \"…\"`, or fine-tune it with `herdbook sft`")  # fmt: skip

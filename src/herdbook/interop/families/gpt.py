@@ -6,7 +6,6 @@ transformers 4.57 and 5.23.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,7 @@ def _turned_share(settings: Settings, where: Path) -> dict[str, Any]:
     """GPT-J counts the turned values of a head, we take their share of it."""
     turned = whole_number(settings, "rotary_dim", where)
     head = max(1, whole_number(settings, "n_embd", where) // whole_number(settings, "n_head", where))
-    share = min(turned, 2 * head) / head  # too many turned values are for the config to refuse
-    return {"rope_fraction": share if int(head * share) == turned else math.nextafter(share, math.inf)}
+    return {"rope_fraction": min(turned, 2 * head) / head}  # too many turned values are for the config to refuse
 
 
 GPTJ = Family(

@@ -52,6 +52,7 @@ class Architecture:
         names: its tensor, without `.weight` or `.bias` → what of ours it holds, stacked in this order; `{n}` is the layer.
         interleaved: its RoPE turns neighbours, so the rows of query and key are stored in that order.
         own_width: it can be told a head width other than d_model / n_heads.
+        flags: further keys of its own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Architecture:
     names: Mapping[str, tuple[str, ...]]
     interleaved: bool = False
     own_width: bool = False
+    flags: tuple[str, ...] = ()
 
     def why_not(self, cfg: ModelConfig) -> list[str]:
         """What of this config its graph does not compute, as `field value`; empty when it fits."""
@@ -120,7 +122,7 @@ ARCHITECTURES = (
     Architecture(
         "gptneox", {**_without("rope_fraction"), **_BIASED, "positions": ("rope",), "activation": ("gelu",), "tied": (False,),
                     "block": ("parallel_two_norms", "sequential")}, {**_LAYERNORM, **_ROPE},
-        {**_TABLES, **_NORMS, **_FUSED},
+        {**_TABLES, **_NORMS, **_FUSED}, flags=("use_parallel_residual",),
     ),
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
-from herdbook.interop.checks import first_problem, require_none, sizes
+from herdbook.interop.checks import first_problem, listing, require_none, require_plausible, sizes
 from herdbook.interop.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from herdbook.interop.gguf.container import GGUFFile, TensorSource, open_gguf, write_gguf
 from herdbook.interop.rows import stack, to_halves, to_interleaved, turned_heads, unstack
@@ -33,7 +33,16 @@ from herdbook.tokenizer import Tokenizer
 
 # The number of each type in `general.file_type`.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-PEDIGREE = "herdbook.pedigree"  # our own key: where the file comes from, as JSON
+PEDIGREE, NORM = "herdbook.pedigree", "herdbook.norm"  # our own keys: where the file comes from, as JSON; the kind of norm
+PARALLEL = "use_parallel_residual"
+LEAST_BITS = 1.5  # that a weight takes in the narrowest type
+# Keys that follow from others or stand for a default when they are absent, …
+MAY_MISS = {"vocab_size", "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.freq_base",
+            "rope.dimension_count", "attention.clamp_kqv"}  # fmt: skip
+# … and keys that say nothing about what is computed.
+NEUTRAL = {"tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned", "vocab_size",
+           "attention.key_length", "attention.value_length", "rope.dimension_count", "attention.causal"}  # fmt: skip
+_ROPE_SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear")
 _FEW_BITS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
@@ -89,8 +98,10 @@ def _metadata(cfg: ModelConfig, architecture: Architecture, kind: str) -> dict[s
     values = {f"{name}.{key}": getattr(cfg, ours) for key, ours in architecture.keys.items()}
     if cfg.rope_scaling == "linear":
         values |= {f"{name}.rope.scaling.type": "linear", f"{name}.rope.scaling.factor": cfg.rope_factor}
-    if name == "gptneox":
-        values[f"{name}.use_parallel_residual"] = cfg.block != "sequential"
+    if PARALLEL in architecture.flags:
+        values[f"{name}.{PARALLEL}"] = cfg.block != "sequential"
+    if len(architecture.fixed["norm"]) > 1:
+        values[NORM] = cfg.norm  # llama.cpp makes no difference, our training does
     head = {"general.architecture": name, "general.type": "model", "general.file_type": FILE_TYPES[kind]}
     return {**head, "general.quantization_version": 2, **{key: value for key, value in values.items() if value is not None}}
 
@@ -157,19 +168,46 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
 
 def _read_header(file: GGUFFile) -> tuple[Architecture, ModelConfig]:
     architecture = _architecture(file)
+    _require_known_keys(file, architecture)
     values: dict[str, Any] = {field: allowed[0] for field, allowed in architecture.fixed.items()}
     for key, ours in architecture.keys.items():
         value = file.metadata.get(f"{architecture.name}.{key}")
         if value is not None and ours in ModelConfig.model_fields:
             values[ours] = _plain(value)
     values |= _rope(file, architecture, values) | _from_tensors(file, architecture)
-    if architecture.name == "gptneox":
-        parallel = file.metadata.get("gptneox.use_parallel_residual", True)
+    if PARALLEL in architecture.flags:
+        parallel = file.metadata.get(f"{architecture.name}.{PARALLEL}", True)
         values["block"] = "parallel_two_norms" if parallel else "sequential"
+    if file.metadata.get(NORM) in architecture.fixed["norm"]:
+        values["norm"] = file.metadata[NORM]
     try:
-        return architecture, ModelConfig.model_validate(values).resolved()
+        cfg = ModelConfig.model_validate(values).resolved()
+        size = file.path.stat().st_size
+        require_plausible(
+            cfg, stored_bytes=size, tensors=len(file.tensors), where=file.path, settings="the header", least_bits=LEAST_BITS
+        )
+        return architecture, cfg
     except ValidationError as error:
         raise UserError(first_problem(error), where=file.path) from error
+    except OverflowError as error:
+        raise UserError("some number in the header is too large for any model", where=file.path) from error
+
+
+def _require_known_keys(file: GGUFFile, architecture: Architecture) -> None:
+    """Raise UserError unless the header has what a model needs, and nothing that would change what it computes."""
+    prefix = f"{architecture.name}."
+    missing = [prefix + key for key in architecture.keys if key not in MAY_MISS and prefix + key not in file.metadata]
+    if missing:
+        raise UserError(f"the header lacks {listing(missing)}", where=file.path, todo="the file is damaged, or of another kind")
+    known = {*architecture.keys, *architecture.flags, *NEUTRAL, *_ROPE_SCALING}
+    unknown = [
+        f"{key} = {value!r}"[:80]
+        for key, value in file.metadata.items()
+        if key.startswith(prefix) and key.removeprefix(prefix) not in known and value not in (0, 0.0, False, "", None)
+    ]
+    if unknown:
+        todo = "these settings change what the model computes, and our decoder does not have them"
+        raise UserError(f"the header has settings that we do not know: {listing(unknown)}", where=file.path, todo=todo)
 
 
 def _architecture(file: GGUFFile) -> Architecture:
@@ -202,10 +240,11 @@ def _rope(file: GGUFFile, architecture: Architecture, values: Mapping[str, Any])
         if "rope_fraction" in architecture.fixed:
             raise UserError(f"{name} with RoPE on a part of the head ({turned} of {width}) is not supported", where=file.path)
         found["rope_fraction"] = turned / width
-    kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
+    old = file.metadata.get(f"{name}.rope.scale_linear")  # of files from before there were types
+    kind = file.metadata.get(f"{name}.rope.scaling.type", "none" if old is None else "linear")
     if kind not in ("none", "linear"):
         raise UserError(f"RoPE scaling of type {kind!r} is not supported", where=file.path, todo="known: none, linear")
-    factor = file.metadata.get(f"{name}.rope.scaling.factor", 1.0)
+    factor = file.metadata.get(f"{name}.rope.scaling.factor", 1.0 if old is None else old)
     return {**found, "rope_scaling": "linear", "rope_factor": _plain(factor)} if kind == "linear" and factor != 1 else found
 
 
@@ -232,8 +271,6 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str | t
     """
     file = open_gguf(path)
     architecture, cfg = _read_header(file)
-    if cfg.n_layers > len(file.tensors):
-        raise UserError(f"the header tells of {cfg.n_layers:,} layers, and there are {len(file.tensors)} tensors", where=path)
     with torch.device("meta"):
         model = Decoder(cfg)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
