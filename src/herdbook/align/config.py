@@ -62,3 +62,7 @@ class SftConfig(LoopConfig):
         if isinstance(items, list):
             items = [{"path": item} if isinstance(item, str | Path) else item for item in items]
         return {**values, "data": items}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which model comes out; `commercial` only decides whether any may."""
+        return {key: value for key, value in super().identity().items() if key != "commercial"}

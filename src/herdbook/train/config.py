@@ -39,7 +39,7 @@ MicroBatch = Annotated[Literal["auto"] | int, BeforeValidator(_parse_micro_batch
 
 # Keys that say how the work is done and watched, not what is trained: they may change between a run and its resumption.
 HOW = frozenset({"micro_batch", "compile", "device", "threads", "checkpoint_every", "checkpoint_every_s", "keep_checkpoints",
-                 "eval_every", "eval_sequences", "commercial"})  # fmt: skip
+                 "eval_every", "eval_sequences"})  # fmt: skip
 
 
 class LoopConfig(Config):
