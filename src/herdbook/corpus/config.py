@@ -7,11 +7,12 @@ word 5-grams of FineWeb (Penedo et al. 2024, arXiv 2406.17557). Light on purpose
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from herdbook.config import Config
+from herdbook.corpus.config_web import C4Config, FineWebConfig, LinesConfig, PiiConfig, RightsConfig, UrlConfig
 from herdbook.facts.licenses import find_expression
 from herdbook.units import Bytes, Count, Share
 
@@ -162,9 +163,44 @@ class DedupConfig(Config):
     keep: Literal["first", "longest"] = Field(default="first", description="which of a cluster stays; ties: the first")
 
 
+# The published pipelines as far as this station has their steps; keys that a recipe sets itself go before.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Rae et al. 2021: quality and repetition; near-duplicates as here by default.
+    "gopher": {},
+    # Penedo et al. 2023 (RefinedWeb): addresses, language, Gopher's rules, corrections of lines, 450 bands of 20 hashes.
+    "refinedweb": {
+        "url": {"enabled": True}, "languages": ["en"], "min_score": 0.65, "lines": {"enabled": True},
+        "dedup": {"minhash": {"bands": 450, "rows": 20}},
+    },
+    # Penedo et al. 2024 (FineWeb): the same beginning, C4's rules without the one on terminal marks, three of its own, 14 of 8.
+    "fineweb": {
+        "url": {"enabled": True, "exclude": []}, "languages": ["en"], "min_score": 0.65,
+        "c4": {"enabled": True, "terminal_marks": False}, "fineweb": {"enabled": True},
+        "dedup": {"minhash": {"bands": 14, "rows": 8}}, "pii": {"enabled": True},
+    },
+    # Raffel et al. 2020 (C4): its own rules alone. Its threshold of 0.99 is for langdetect, whose scores lie closer to one.
+    "c4": {
+        "languages": ["en"], "min_score": 0.65, "c4": {"enabled": True}, "quality": {"enabled": False},
+        "repetition": {"enabled": False}, "dedup": {"minhash": {"enabled": False}},
+    },
+}  # fmt: skip
+
+
+def _under(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        known = merged.get(key)
+        merged[key] = _under(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
 class CorpusConfig(Config):
     """The corpus station: sources and the rules that decide what stays."""
 
+    preset: Literal["gopher", "refinedweb", "fineweb", "c4"] | None = Field(
+        default=None, description="a published pipeline's settings, under those that are set here"
+    )
     sources: list[Source] = Field(min_length=1, description="where documents come from, in reading order")
     commercial: bool = Field(default=False, description="refuse what may not be used commercially")
     languages: list[str] | None = Field(default=None, description="languages to keep (`[en, fr]`); null keeps all")
@@ -176,11 +212,46 @@ class CorpusConfig(Config):
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="sizes beyond which records are skipped")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="Gopher's quality rules")
     repetition: RepetitionConfig = Field(default_factory=RepetitionConfig, description="Gopher's repetition rules")
+    url: UrlConfig = Field(default_factory=UrlConfig, description="RefinedWeb's filter of addresses")
+    rights: RightsConfig = Field(default_factory=RightsConfig, description="licences and reservations that pages state")
+    lines: LinesConfig = Field(default_factory=LinesConfig, description="RefinedWeb's corrections of lines")
+    c4: C4Config = Field(default_factory=C4Config, description="C4's rules")
+    fineweb: FineWebConfig = Field(default_factory=FineWebConfig, description="FineWeb's rules")
+    pii: PiiConfig = Field(default_factory=PiiConfig, description="masking of personal data")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="duplicates and near-duplicates")
     removed_sample: Count | Literal["all"] = Field(
         default=50, description="removed documents to keep for a look, per rule; or all"
     )
     seed: int = Field(default=0, description="of the held-out split, the removed sample and the hash functions")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        preset = PRESETS.get(str(values.get("preset"))) if isinstance(values, dict) else None
+        return _under(preset, values) if preset else values
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The names of the steps that these settings ask for, in order (see `funnel.STEPS`)."""
+        asked = {
+            "url": self.url.enabled, "rights": self.rights.enabled, "license": self.commercial, "lines": self.lines.enabled,
+            "c4": self.c4.enabled, "fineweb": self.fineweb.enabled, "pii": self.pii.enabled,
+        }  # fmt: skip
+        order = (
+            "read",
+            "url",
+            "rights",
+            "extract",
+            "license",
+            "language",
+            "repetition",
+            "quality",
+            "lines",
+            "c4",
+            "fineweb",
+            "pii",
+        )
+        return tuple(name for name in order if asked.get(name, True))
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:

@@ -28,10 +28,11 @@ from herdbook.corpus import builtin
 from herdbook.corpus.config import CorpusConfig, Source
 from herdbook.corpus.dedup import choose, clusters, exact_duplicates
 from herdbook.corpus.filters import Removal
-from herdbook.corpus.funnel import EXAMPLES, Funnel, example
+from herdbook.corpus.funnel import EXAMPLES, STEPS, Funnel, example
 from herdbook.corpus.readers import read_files, source_files
 from herdbook.corpus.reasons import advice, file_warnings, in_words
 from herdbook.corpus.records import Record, Skip
+from herdbook.corpus.urlfilter import prepare
 from herdbook.corpus.work import Kept, Removed, Result, Task, Worker, skip_record, stack_keys
 from herdbook.documents import SCHEMA, DocumentWriter, read_documents
 from herdbook.errors import UserError, user_errors
@@ -82,6 +83,10 @@ def input_paths(cfg: CorpusConfig) -> list[Path]:
             else:
                 one = source.model_copy(update={"path": text})
                 paths += [file for file, _ in source_files(one)[0]]
+    url = cfg.url
+    lists = [*url.blocklists, url.strict_words, url.hard_words, url.soft_words] if url.enabled else []
+    lists += [cfg.c4.bad_words] if cfg.c4.enabled else []
+    paths += [path for name in lists if name is not None and (path := Path(name).expanduser()).exists()]
     return list(dict.fromkeys(paths))
 
 
@@ -151,7 +156,9 @@ class _Curation:
 
     def _judge(self, spool: Path) -> None:
         """Everything that looks at one document at a time; what passes goes to the spool."""
-        pool: Pool[Task, Result] = Pool(Worker, (self.cfg,), self.workers, _rescue)
+        # Lists of domains are made ready once, here; the workers map them.
+        url = prepare(self.cfg.url, builtin.cache_folder()) if self.cfg.url.enabled else self.cfg.url
+        pool: Pool[Task, Result] = Pool(Worker, (self.cfg.model_copy(update={"url": url}),), self.workers, _rescue)
         with (
             self.terminal.progress("curating") as progress,
             DocumentWriter(spool, "documents") as writer,
@@ -165,7 +172,7 @@ class _Curation:
                 skips += result.skips[: max(0, _SKIPS_KEPT - len(skips))]
                 for kept in result.kept:
                     self._take(kept, writer)
-                _progress(progress, self.funnel)
+                _progress(progress, self.funnel, self.cfg.steps[-1])
 
     def _take(self, kept: Kept, writer: DocumentWriter) -> None:
         writer.write(kept.row)
@@ -316,7 +323,7 @@ class _Curation:
             source.name: {"description": builtin.describe(source), "license": builtin.license_of(source) or UNKNOWN}
             for source in self.sources
         }
-        return self.funnel.as_dict(described, set() if self.cfg.commercial else {"license"})
+        return self.funnel.as_dict(described, set(STEPS) - {*self.cfg.steps, "exact", "minhash"})
 
     def _note(self, rec: pedigree.Record) -> None:
         """Inputs, licences and counts for the pedigree."""
@@ -343,6 +350,8 @@ class _Curation:
         rows = []
         for step in facts["steps"]:
             lost = ", ".join(f"{count:,} {reason}" for reason, count in list(step["reasons"].items())[:4])
+            edits = ", ".join(f"{count:,} {rule}" for rule, count in list(step["edits"].items())[:3])
+            lost += f"{'; ' if lost else ''}cut or masked: {edits}" if edits else ""
             rows.append((step["title"], f"{step['documents_in']:,}", f"{step['documents_out']:,}",
                          human_bytes(step["bytes_out"]), lost))  # fmt: skip
         self.terminal.table(["step", "documents in", "out", "bytes out", "removed, by rule"], rows, title="Funnel")
@@ -372,7 +381,7 @@ def _rescue(task: Task, ask: Callable[[Task], Result]) -> Result:
     return total
 
 
-def _progress(progress: Progress, funnel: Funnel) -> None:
+def _progress(progress: Progress, funnel: Funnel, last: str) -> None:
     read = funnel.steps["read"]
-    passed = funnel.steps["quality"].documents_out
+    passed = funnel.steps[last].documents_out
     progress.show(f"curating: {read.documents_in:,} read ({human_bytes(read.bytes_in)}), {passed:,} pass the filters")

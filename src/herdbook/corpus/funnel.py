@@ -12,11 +12,17 @@ from typing import Any
 
 STEPS: dict[str, str] = {
     "read": "records that are text",
+    "url": "addresses",
+    "rights": "what pages reserve",
     "extract": "main content",
     "license": "licence",
     "language": "language",
     "repetition": "Gopher's repetition rules",
     "quality": "Gopher's quality rules",
+    "lines": "RefinedWeb's corrections of lines",
+    "c4": "C4's rules",
+    "fineweb": "FineWeb's rules",
+    "pii": "personal data masked",
     "exact": "exact duplicates",
     "minhash": "near-duplicates",
 }
@@ -34,6 +40,7 @@ class Step:
     bytes_out: int = 0
     cpu_s: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
+    edits: Counter[str] = field(default_factory=Counter)  # lines cut and passages masked in documents that stay, by rule
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def drop(self, reason: str, example: dict[str, Any]) -> None:
@@ -51,6 +58,7 @@ class Step:
         self.bytes_out += other.bytes_out
         self.cpu_s += other.cpu_s
         self.reasons.update(other.reasons)
+        self.edits.update(other.edits)
         for example in other.examples:
             if len(self.examples) < EXAMPLES and example["reason"] not in [row["reason"] for row in self.examples]:
                 self.examples.append(example)
@@ -122,7 +130,8 @@ class Funnel:
 
 def _step_dict(name: str, step: Step) -> dict[str, Any]:
     return {"step": name, "title": STEPS[name], **vars(step), "cpu_s": round(step.cpu_s, 3),
-            "reasons": dict(sorted(step.reasons.items(), key=lambda item: (-item[1], item[0])))}  # fmt: skip
+            "reasons": dict(sorted(step.reasons.items(), key=lambda item: (-item[1], item[0]))),
+            "edits": dict(sorted(step.edits.items(), key=lambda item: (-item[1], item[0])))}  # fmt: skip
 
 
 def example(id_: str, url: str | None, reason: str, value: float | None, threshold: float | None, text: str) -> dict[str, Any]:

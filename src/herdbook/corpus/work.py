@@ -16,14 +16,21 @@ import numpy as np
 import xxhash
 
 from herdbook.corpus.builtin import license_of
+from herdbook.corpus.c4 import bad_word_pattern, judge_c4
 from herdbook.corpus.config import CorpusConfig, Source
 from herdbook.corpus.dedup import band_keys, exact_key, normal_words, signature
 from herdbook.corpus.extract import clean, extract
 from herdbook.corpus.filters import Removal, judge_quality, judge_repetition
+from herdbook.corpus.fineweb import judge_fineweb
 from herdbook.corpus.funnel import Funnel, example
 from herdbook.corpus.language import identify
+from herdbook.corpus.lines import Corrected, correct_lines
+from herdbook.corpus.pii import mask_pii
 from herdbook.corpus.records import Record, Skip, Unreadable, decode_payload
+from herdbook.corpus.rights import find_rights, judge_rights
+from herdbook.corpus.urlfilter import judge_url, open_lists
 from herdbook.corpus.words import Array
+from herdbook.errors import UserError
 from herdbook.facts.licenses import UNKNOWN, find_expression
 
 
@@ -135,11 +142,16 @@ class _Draft:
     language: str = "und"
     score: float = 0.0
     words: list[str] = field(default_factory=list)
+    license: str | None = None  # what the page itself states
+
+    def set_text(self, text: str) -> None:
+        """Another text in place of the one so far."""
+        self.text, self.size, self.words = text, len(text.encode()), []
 
     def row(self) -> dict[str, Any]:
         record = self.record
         return {"id": record.id, "text": self.text, "url": record.url, "date": record.date, "source": self.source.name,
-                "license": record.license or license_of(self.source) or UNKNOWN, "language": self.language,
+                "license": record.license or self.license or license_of(self.source) or UNKNOWN, "language": self.language,
                 "language_score": self.score}  # fmt: skip
 
 
@@ -149,13 +161,9 @@ class Worker:
     def __init__(self, cfg: CorpusConfig) -> None:
         self.cfg = cfg
         self._steps: list[tuple[str, Callable[[_Draft, Funnel], Removal | None]]] = [
-            ("read", self._read),
-            ("extract", self._extract),
-            *([("license", self._license)] if cfg.commercial else []),
-            ("language", self._language),
-            ("repetition", self._repetition),
-            ("quality", self._quality),
+            (name, getattr(self, f"_{name}")) for name in cfg.steps
         ]
+        self._lists = open_lists(cfg.url) if cfg.url.enabled else None
 
     def __call__(self, task: Task) -> Result:
         """Work on one batch."""
@@ -213,6 +221,20 @@ class Worker:
         limit = self.cfg.limits.max_text_bytes
         return Removal("long_text", draft.size, limit) if draft.size > limit else None
 
+    def _url(self, draft: _Draft, funnel: Funnel) -> Removal | None:
+        assert self._lists is not None
+        if draft.record.url is None or not draft.source.filtered:
+            return None
+        found = judge_url(draft.record.url, self._lists, self.cfg.url)
+        return None if found is None else Removal(found.reason, found.value, found.threshold)
+
+    def _rights(self, draft: _Draft, funnel: Funnel) -> Removal | None:
+        if draft.record.kind != "html":
+            return None
+        rights = find_rights(draft.text, self.cfg.rights)
+        draft.license = _known(rights.base_license)
+        return judge_rights(rights, self.cfg.rights)
+
     def _license(self, draft: _Draft, funnel: Funnel) -> Removal | None:
         license_id = draft.row()["license"]
         return None if find_expression(license_id).commercial else Removal("not_commercial")
@@ -239,6 +261,32 @@ class Worker:
             return None
         return judge_quality(draft.text, draft.words, draft.language, self.cfg.quality)
 
+    def _lines(self, draft: _Draft, funnel: Funnel) -> Removal | None:
+        return self._edit(draft, funnel, "lines", correct_lines(draft.text, self.cfg.lines, draft.language))
+
+    def _c4(self, draft: _Draft, funnel: Funnel) -> Removal | None:
+        bad_words = bad_word_pattern(self.cfg.c4, draft.language)
+        return self._edit(draft, funnel, "c4", judge_c4(draft.text, self.cfg.c4, bad_words))
+
+    def _edit(self, draft: _Draft, funnel: Funnel, step: str, done: Corrected) -> Removal | None:
+        """Take over a corrected text; a source that is spared the rules keeps its own."""
+        if not draft.source.filtered:
+            return None
+        if done.removal is None and done.cuts:
+            funnel.steps[step].edits.update(rule for rule, _ in done.cuts)
+            draft.set_text(done.text)
+        return done.removal
+
+    def _fineweb(self, draft: _Draft, funnel: Funnel) -> Removal | None:
+        return judge_fineweb(draft.text, self.cfg.fineweb) if draft.source.filtered else None
+
+    def _pii(self, draft: _Draft, funnel: Funnel) -> Removal | None:
+        masked = mask_pii(draft.text, self.cfg.pii)
+        if masked.counts:
+            funnel.steps["pii"].edits.update(masked.counts)
+            draft.set_text(masked.text)
+        return None
+
     def _hashed(self, draft: _Draft, funnel: Funnel, began: float) -> Kept:
         words = normal_words(draft.text)
         key = exact_key(draft.text, words)
@@ -249,6 +297,14 @@ class Worker:
         funnel.steps["minhash"].cpu_s += time.process_time() - between
         place = hash_id(draft.record.group or draft.record.id, self.cfg.seed, "heldout")
         return Kept(draft.row(), place, draft.size, key, keys)
+
+
+def _known(license_id: str | None) -> str | None:
+    """A licence that a page states, if it is one whose terms we know."""
+    try:
+        return None if license_id is None else find_expression(license_id).id
+    except UserError:
+        return None
 
 
 def stack_keys(keys: list[Array], bands: int) -> Array:

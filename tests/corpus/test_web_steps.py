@@ -1,0 +1,102 @@
+"""The rules for web pages as steps of the station, and the published pipelines as presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from herdbook.console import Terminal
+from herdbook.corpus.config import PRESETS, CorpusConfig
+from herdbook.corpus.curate import curate, input_paths
+from herdbook.corpus.funnel import STEPS
+from herdbook.documents import read_documents
+
+from .samples import http, page, prose, warc_gz, warc_record
+
+
+def crawl(folder: Path) -> Path:
+    """Pages: a good one, one of a curated site, one of a blocked site, one that reserves its text, one with a licence."""
+    reserved = page(prose(3)).replace("<title>", '<meta name="robots" content="noai"><title>')
+    licensed = page(prose(4)).replace(
+        "</article>", '<a rel="license" href="https://creativecommons.org/licenses/by/4.0/">x</a></article>'
+    )
+    pages = {
+        "https://good.example/a": page(prose(1)),
+        "https://EN.Wikipedia.org/wiki/A": page(prose(2)),
+        "https://www.bad.example/b": page(prose(5)),
+        "https://good.example/c": reserved,
+        "https://good.example/d": licensed,
+    }
+    records = [warc_record(http(html.encode()), url, n) for n, (url, html) in enumerate(pages.items())]
+    return warc_gz(folder / "crawl.warc.gz", records)
+
+
+def run(folder: Path, path: Path, **config: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    cfg = CorpusConfig.model_validate({"sources": [{"name": "web", "path": str(path)}], "heldout": 0, **config})
+    curate(cfg, folder / "out", Terminal(quiet=True), workers=1)
+    return json.loads((folder / "out" / "funnel.json").read_text()), list(read_documents(folder / "out"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERDBOOK_CACHE", str(tmp_path / "cache"))
+
+
+def test_addresses_reservations_and_licences_of_pages(tmp_path: Path) -> None:
+    (tmp_path / "blocked.txt").write_text("BAD.example\n")
+    url = {"enabled": True, "blocklists": [str(tmp_path / "blocked.txt")]}
+    funnel, rows = run(tmp_path, crawl(tmp_path), url=url, rights={"enabled": True})
+    steps = {step["step"]: step for step in funnel["steps"]}
+    assert steps["url"]["reasons"] == {"blocked_domain": 1, "curated_source": 1}
+    assert steps["rights"]["reasons"] == {"ai_reserved": 1}
+    assert [row["license"] for row in rows] == ["LicenseRef-unknown", "CC-BY-4.0"]
+
+
+def test_lines_are_cut_and_personal_data_is_masked(tmp_path: Path) -> None:
+    text = f"{prose(1, 200)}\nWrite to somebody@company.org or call.\n3 likes\n{prose(2, 200)}"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "text": text}))
+    funnel, rows = run(tmp_path, tmp_path / "in.jsonl", lines={"enabled": True}, pii={"enabled": True})
+    steps = {step["step"]: step for step in funnel["steps"]}
+    assert steps["lines"]["edits"] == {"counter": 1}
+    assert steps["pii"]["edits"] == {"email": 1}
+    assert "likes" not in rows[0]["text"]
+    assert "somebody@company.org" not in rows[0]["text"]
+
+
+def test_a_source_spared_the_rules_keeps_its_text(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "text": "3 likes", "url": "https://github.com/x"}))
+    source = {"name": "web", "path": str(tmp_path / "in.jsonl"), "filters": False}
+    on = {"enabled": True}
+    _, rows = run(tmp_path, tmp_path, sources=[source], url=on, lines=on, c4=on, fineweb=on)
+    assert [row["text"] for row in rows] == ["3 likes"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_under_what_a_recipe_says_itself(preset: str) -> None:
+    source = {"sources": [{"name": "a", "path": "x"}]}
+    plain = CorpusConfig.model_validate({**source, "preset": preset})
+    assert set(plain.steps) <= set(STEPS)
+    assert CorpusConfig.model_validate(plain.model_dump(mode="json")) == plain
+    mine = CorpusConfig.model_validate({**source, "preset": preset, "languages": ["fr"], "dedup": {"minhash": {"rows": 7}}})
+    assert (mine.languages, mine.dedup.minhash.rows) == (["fr"], 7)
+    assert mine.dedup.minhash.bands == plain.dedup.minhash.bands
+
+
+def test_the_published_numbers() -> None:
+    source = {"sources": [{"name": "a", "path": "x"}]}
+    refined, fine = (CorpusConfig.model_validate({**source, "preset": name}) for name in ("refinedweb", "fineweb"))
+    assert refined.dedup.minhash.midpoint == pytest.approx(0.737, abs=1e-3)
+    assert fine.dedup.minhash.midpoint == pytest.approx(0.719, abs=1e-3)
+    assert not fine.c4.terminal_marks
+    assert refined.steps == ("read", "url", "extract", "language", "repetition", "quality", "lines")
+
+
+def test_lists_are_inputs_of_the_pedigree(tmp_path: Path) -> None:
+    (tmp_path / "blocked.txt").write_text("bad.example\n")
+    (tmp_path / "in.jsonl").write_text("{}")
+    url = {"enabled": True, "blocklists": [str(tmp_path / "blocked.txt")]}
+    cfg = CorpusConfig.model_validate({"sources": [{"name": "a", "path": str(tmp_path / "in.jsonl")}], "url": url})
+    assert tmp_path / "blocked.txt" in input_paths(cfg)
