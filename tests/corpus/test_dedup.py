@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herdbook.corpus.config import MinHashConfig
-from herdbook.corpus.dedup import band_keys, choose, clusters, exact_duplicates, exact_key, normal_words, signature
+from herdbook.corpus.dedup import band_keys, choose, clusters, exact_duplicates, exact_key
+from herdbook.corpus.minhash import normalize, signature
 
 CFG = MinHashConfig()
 
@@ -36,23 +37,9 @@ def test_signatures_estimate_jaccard(jaccard: float) -> None:
     assert np.sqrt(np.mean(np.square(errors))) < 1.6 * spread + 0.003
 
 
-def test_hash_functions_are_the_exact_universal_ones() -> None:
-    from herdbook.corpus.dedup import _hash_functions
-    from herdbook.corpus.words import ngram_hashes, word_hashes
-
-    words = [f"word{n}" for n in range(700)]
-    grams = [int(gram) for gram in ngram_hashes(word_hashes(words), CFG.ngram)]
-    a, b = ([int(value) for value in values] for values in _hash_functions(CFG.num_perm, 3))
-    plain = [
-        min(((x * y + z) % 2**64) >> 32 for x in ((g ^ g >> 32) % 2**32 for g in grams)) for y, z in zip(a, b, strict=True)
-    ]
-    found = signature(words, CFG, seed=3)
-    assert found is not None and found.tolist() == plain
-
-
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=30))
 def test_equal_words_equal_keys(words: list[str]) -> None:
-    upper = normal_words("  ".join(words).upper() + " !")
+    upper = normalize("  ".join(words).upper() + " !")
     assert upper == words
     assert exact_key("x", upper) == exact_key("y", words)
     assert (band_keys(signature(words, CFG), CFG) == band_keys(signature(upper, CFG), CFG)).all()

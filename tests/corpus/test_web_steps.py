@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from herdbook.console import Terminal
@@ -80,8 +81,8 @@ def test_presets_are_under_what_a_recipe_says_itself(preset: str) -> None:
     plain = CorpusConfig.model_validate({**source, "preset": preset})
     assert set(plain.steps) <= set(STEPS)
     assert CorpusConfig.model_validate(plain.model_dump(mode="json")) == plain
-    mine = CorpusConfig.model_validate({**source, "preset": preset, "languages": ["fr"], "dedup": {"minhash": {"rows": 7}}})
-    assert (mine.languages, mine.dedup.minhash.rows) == (["fr"], 7)
+    mine = CorpusConfig.model_validate({**source, "preset": preset, "languages": ["fr"], "dedup": {"minhash": {"ngram": 7}}})
+    assert (mine.languages, mine.dedup.minhash.ngram) == (["fr"], 7)
     assert mine.dedup.minhash.bands == plain.dedup.minhash.bands
 
 
@@ -92,6 +93,32 @@ def test_the_published_numbers() -> None:
     assert fine.dedup.minhash.midpoint == pytest.approx(0.719, abs=1e-3)
     assert not fine.c4.terminal_marks
     assert refined.steps == ("read", "url", "extract", "language", "repetition", "quality", "lines")
+
+
+def test_passages_that_stand_elsewhere_are_cut_and_told(tmp_path: Path) -> None:
+    passage, rest = prose(7, 80), [prose(n, 150) for n in (1, 2)]
+    rows = [{"id": name, "text": f"{text} {passage}"} for name, text in zip("ab", rest, strict=True)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    funnel, kept = run(tmp_path, tmp_path / "in.jsonl", dedup={"minhash": {"enabled": False}, "substring": {"enabled": True}})
+    assert [row["text"] for row in kept] == [rows[0]["text"], rest[1]]
+    cuts = [row for path in sorted((tmp_path / "out").glob("cuts-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [(cut["id"], cut["also_in"], cut["words"]) for cut in cuts] == [("b", "a", 80)]
+    step = next(step for step in funnel["steps"] if step["step"] == "substring")
+    assert step["edits"] == {"passage": 1}
+    assert funnel["bytes_out"] == sum(len(row["text"].encode()) for row in kept)
+
+
+def test_passages_of_evaluation_sets_are_cut_and_reported(tmp_path: Path) -> None:
+    question = "which of the two rivers of the old kingdom runs through the garden of the castle"
+    (tmp_path / "quiz.jsonl").write_text(json.dumps({"id": "q1", "question": question}))
+    text = f"{prose(1, 300)} {question} {prose(2, 300)}"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "text": text}))
+    dedup = {"contamination": {"sets": [str(tmp_path / "quiz.jsonl")], "max_documents": None}}
+    funnel, kept = run(tmp_path, tmp_path / "in.jsonl", dedup=dedup)
+    assert question not in kept[0]["text"]
+    report = json.loads((tmp_path / "out" / "contamination.json").read_text())
+    assert report["quiz"]["items"] == 1
+    assert next(step for step in funnel["steps"] if step["step"] == "contamination")["edits"] == {"passage": 1}
 
 
 def test_lists_are_inputs_of_the_pedigree(tmp_path: Path) -> None:

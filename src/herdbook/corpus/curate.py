@@ -29,6 +29,7 @@ from herdbook.corpus.config import CorpusConfig, Source
 from herdbook.corpus.dedup import choose, clusters, exact_duplicates
 from herdbook.corpus.filters import Removal
 from herdbook.corpus.funnel import EXAMPLES, STEPS, Funnel, example
+from herdbook.corpus.passages import Passages
 from herdbook.corpus.readers import read_files, source_files
 from herdbook.corpus.reasons import advice, file_warnings, in_words
 from herdbook.corpus.records import Record, Skip
@@ -86,6 +87,7 @@ def input_paths(cfg: CorpusConfig) -> list[Path]:
     url = cfg.url
     lists = [*url.blocklists, url.strict_words, url.hard_words, url.soft_words] if url.enabled else []
     lists += [cfg.c4.bad_words] if cfg.c4.enabled else []
+    lists += cfg.dedup.contamination.sets
     paths += [path for name in lists if name is not None and (path := Path(name).expanduser()).exists()]
     return list(dict.fromkeys(paths))
 
@@ -114,7 +116,14 @@ def _refuse_licenses(cfg: CorpusConfig) -> None:
 def _clear(out: Path) -> None:
     """Take away what an earlier run left, finished or not."""
     remove_partials(out)
-    for pattern in ("documents-*.parquet", "heldout-*.parquet", "removed-*.parquet", "funnel.json"):
+    for pattern in (
+        "documents-*.parquet",
+        "heldout-*.parquet",
+        "removed-*.parquet",
+        "cuts-*.parquet",
+        "funnel.json",
+        "contamination.json",
+    ):
         for old in out.glob(pattern):
             old.unlink()
 
@@ -218,6 +227,11 @@ class _Curation:
     def _compare_and_write(self, spool: Path) -> None:
         """Find duplicates, and write what stays to its side of the split."""
         keep = self._find_duplicates()
+        passages = Passages(self.cfg.dedup, self.funnel, self.ids)
+        alive = [index for index, (reason, _) in enumerate(keep) if reason is None]
+        passages.look(
+            lambda: (row for index, row in enumerate(read_documents(spool)) if keep[index][0] is None), alive, self.out
+        )
         heldout_places = self._heldout_places([reason is None for reason, _ in keep])
         with (
             self.terminal.progress("writing", len(keep)) as progress,
@@ -230,6 +244,11 @@ class _Curation:
                 if reason is not None:
                     self._drop_duplicate(row, index, reason, leader)
                     continue
+                removal = passages.judge(row)
+                if removal is not None:
+                    self.removed.add(row, removal, self.cfg.seed)
+                    continue
+                self.sizes[index] = len(row["text"].encode())
                 self.licenses.add(row["license"])
                 count = self.funnel.source(row["source"])
                 if self.places[index] < self.cfg.heldout * 2**63 or self.places[index] in heldout_places:
@@ -240,6 +259,7 @@ class _Curation:
                     train.write(row)
                     count.documents_out += 1
                     count.bytes_out += self.sizes[index]
+            passages.write(self.out)
             if not train.rows:
                 raise UserError(
                     f"no document is left: {self._losses()}", todo="loosen the rule that removes most, or give more text"
@@ -323,7 +343,7 @@ class _Curation:
             source.name: {"description": builtin.describe(source), "license": builtin.license_of(source) or UNKNOWN}
             for source in self.sources
         }
-        return self.funnel.as_dict(described, set(STEPS) - {*self.cfg.steps, "exact", "minhash"})
+        return self.funnel.as_dict(described, set(STEPS) - {*self.cfg.steps, *self.cfg.dedup.steps})
 
     def _note(self, rec: pedigree.Record) -> None:
         """Inputs, licences and counts for the pedigree."""

@@ -4,14 +4,11 @@ Exact: 128-bit hash of the words, whatever case, punctuation and spacing. Near: 
 into bands; documents that agree in a band are joined, and of each joined cluster one stays. A pair of Jaccard similarity s is
 found with probability 1 − (1 − s^rows)^bands; with FineWeb's 14 bands of 8 rows a half at s ≈ 0.72 and 0.92 at s = 0.8.
 
-The hash functions are multiply-shift, h(x) = (a·x + b mod 2^64) >> 32 on 32-bit x with random 64-bit a and b: strongly
-universal (Dietzfelbinger 1996) and exact in wrapping 64-bit arithmetic, where the usual (a·x + b) mod (2^61 − 1) overflows.
-The shift keeps order, so it is applied after the minimum.
+Signatures are made in `minhash.py`; here they become keys and clusters.
 """
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import Literal
 
@@ -20,18 +17,9 @@ import numpy.typing as npt
 import xxhash
 
 from herdbook.corpus.config import MinHashConfig
-from herdbook.corpus.words import Array, ngram_hashes, word_hashes
+from herdbook.corpus.words import Array
 
-_WORD = re.compile(r"\w+")
-_BLOCK = 512  # n-grams at a time: 512 × 112 hashes of 8 bytes stay in the cache of a core
-_U32 = np.uint64(32)
-_LARGEST = np.uint64(2**64 - 1)
 _FOLD_SEED = 0x666F6C64
-
-
-def normal_words(text: str) -> list[str]:
-    """The words by which documents are compared: lower case, without punctuation."""
-    return _WORD.findall(text.lower())
 
 
 def exact_key(text: str, words: list[str]) -> bytes:
@@ -40,27 +28,8 @@ def exact_key(text: str, words: list[str]) -> bytes:
 
 
 @cache
-def _hash_functions(count: int, seed: int) -> tuple[Array, Array]:
-    random = np.random.default_rng([seed, 0x4D696E48])
-    return (
-        random.integers(0, 2**64, count, np.uint64),
-        random.integers(0, 2**64, count, np.uint64),
-    )
-
-
-def signature(words: list[str], cfg: MinHashConfig, seed: int = 0) -> npt.NDArray[np.uint32] | None:
-    """The MinHash signature of a text's words, shape (bands × rows,); None for a text without words."""
-    if not words:
-        return None
-    grams = ngram_hashes(word_hashes(words), cfg.ngram)
-    shingles = (grams ^ (grams >> _U32)) & np.uint64(0xFFFFFFFF)
-    a, b = _hash_functions(cfg.num_perm, seed)
-    lowest = np.full(cfg.num_perm, _LARGEST, np.uint64)
-    for start in range(0, len(shingles), _BLOCK):
-        block = shingles[start : start + _BLOCK, None] * a
-        block += b
-        np.minimum(lowest, block.min(axis=0), out=lowest)
-    return (lowest >> _U32).astype(np.uint32)
+def _factors(count: int) -> Array:
+    return np.random.default_rng([_FOLD_SEED, 0x4D696E48]).integers(0, 2**64, count, np.uint64)
 
 
 def band_keys(values: npt.NDArray[np.uint32] | None, cfg: MinHashConfig) -> Array:
@@ -71,8 +40,7 @@ def band_keys(values: npt.NDArray[np.uint32] | None, cfg: MinHashConfig) -> Arra
     """
     if values is None:
         return np.zeros(cfg.bands, np.uint64)
-    factors, _ = _hash_functions(cfg.rows, _FOLD_SEED)
-    keys: Array = (values.reshape(cfg.bands, cfg.rows).astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
+    keys: Array = (values.reshape(cfg.bands, cfg.rows).astype(np.uint64) * _factors(cfg.rows)).sum(axis=1, dtype=np.uint64)
     keys[keys == 0] = 1
     return keys
 

@@ -31,7 +31,13 @@ def _resiliparse(html: str, main_content: bool) -> str:
     return str(extract_plain_text(html, preserve_formatting=True, main_content=main_content, alt_texts=False, comments=False))
 
 
-ENGINES: dict[str, Engine] = {"resiliparse": _resiliparse}
+def _native(html: str, main_content: bool) -> str:
+    from herdbook.corpus.native import extract_native
+
+    return extract_native(html, main_content)
+
+
+ENGINES: dict[str, Engine] = {"resiliparse": _resiliparse, "native": _native}
 
 
 def extract(html: str, cfg: ExtractConfig) -> str:

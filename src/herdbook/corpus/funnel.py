@@ -25,6 +25,8 @@ STEPS: dict[str, str] = {
     "pii": "personal data masked",
     "exact": "exact duplicates",
     "minhash": "near-duplicates",
+    "substring": "passages that stand elsewhere",
+    "contamination": "passages of evaluation sets",
 }
 EXAMPLES = 5
 EXCERPT = 300

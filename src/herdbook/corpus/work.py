@@ -18,13 +18,14 @@ import xxhash
 from herdbook.corpus.builtin import license_of
 from herdbook.corpus.c4 import bad_word_pattern, judge_c4
 from herdbook.corpus.config import CorpusConfig, Source
-from herdbook.corpus.dedup import band_keys, exact_key, normal_words, signature
+from herdbook.corpus.dedup import band_keys, exact_key
 from herdbook.corpus.extract import clean, extract
 from herdbook.corpus.filters import Removal, judge_quality, judge_repetition
 from herdbook.corpus.fineweb import judge_fineweb
 from herdbook.corpus.funnel import Funnel, example
 from herdbook.corpus.language import identify
 from herdbook.corpus.lines import Corrected, correct_lines
+from herdbook.corpus.minhash import normalize, signature
 from herdbook.corpus.pii import mask_pii
 from herdbook.corpus.records import Record, Skip, Unreadable, decode_payload
 from herdbook.corpus.rights import find_rights, judge_rights
@@ -288,7 +289,7 @@ class Worker:
         return None
 
     def _hashed(self, draft: _Draft, funnel: Funnel, began: float) -> Kept:
-        words = normal_words(draft.text)
+        words = normalize(draft.text)
         key = exact_key(draft.text, words)
         between = time.process_time()
         cfg = self.cfg.dedup.minhash

@@ -1,0 +1,272 @@
+"""From HTML to boxes: what a page looks like to an extractor, some hundred boxes with the text that is in them.
+
+One pass over lexbor's DOM (by selectolax), without recursion. Inline elements vanish into the text of the box they are in;
+blocks become `Box`es, and each unbroken run of text in one becomes a `Leaf`. Sums of characters, of characters in links and of
+characters in what reads as prose are made on the way up, so that everything after this looks at boxes only.
+"""
+
+from __future__ import annotations
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from herdbook.corpus.native import words
+
+# Never text for a reader: stripped by the parser's own code before the walk.
+NEVER = [
+    "head", "script", "style", "template", "noscript", "svg", "iframe", "frame", "object", "embed", "applet", "canvas",
+    "audio", "video", "map", "picture", "img", "input", "select", "textarea", "button", "option", "datalist", "progress",
+    "meter", "dialog", "link", "meta", "annotation", "annotation-xml", "rt", "rp",
+]  # fmt: skip
+PROSE = 60  # bytes without links from which a run of text reads as prose: about ten words
+TITLE = 25  # bytes of nothing but a link that may be the title of another article
+BREAK = "\x01"  # a line break within a run of text, until its white space has been collapsed
+
+INLINE, PLAIN, LINK, NEWLINE, BLOCK, RULE, SKIP = range(7)
+_KIND = dict.fromkeys(
+    [
+        "b",
+        "i",
+        "em",
+        "strong",
+        "u",
+        "s",
+        "small",
+        "big",
+        "tt",
+        "code",
+        "kbd",
+        "samp",
+        "var",
+        "sub",
+        "sup",
+        "abbr",
+        "acronym",
+        "cite",
+        "q",
+        "bdi",
+        "bdo",
+        "mark",
+        "time",
+        "ins",
+        "del",
+        "data",
+        "dfn",
+        "nobr",
+        "wbr",
+        "strike",
+        "tbody",
+        "thead",
+        "tfoot",
+        "colgroup",
+        "html",
+    ],
+    PLAIN,
+)
+_KIND |= dict.fromkeys(["span", "font", "label", "output", "ruby", "rb", "slot", "math"], INLINE)
+_KIND |= dict.fromkeys(
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "caption",
+        "center",
+        "dd",
+        "details",
+        "dir",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hgroup",
+        "legend",
+        "li",
+        "main",
+        "menu",
+        "nav",
+        "ol",
+        "p",
+        "pre",
+        "search",
+        "section",
+        "summary",
+        "table",
+        "td",
+        "th",
+        "tr",
+        "ul",
+        "listing",
+        "xmp",
+        "plaintext",
+    ],
+    BLOCK,
+)
+_KIND |= {"a": LINK, "br": NEWLINE, "hr": RULE, "-comment": SKIP}
+HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+VERBATIM = frozenset(("pre", "listing", "xmp", "plaintext"))
+_BY_TAG = {"nav": words.CHROME, "aside": words.CHROME, "footer": words.CHROME, "menu": words.CHROME, "header": words.CHROME,
+           "main": words.ARTICLE, "article": words.ARTICLE, "figcaption": words.CAPTION}  # fmt: skip
+
+
+class Leaf:
+    """A run of text: a paragraph, a list item, a cell, a heading. `size` and `linked` count bytes of it and of its links."""
+
+    __slots__ = ("cut", "linked", "size", "tag", "text")
+
+    def __init__(self, tag: str, text: str, size: int, linked: int) -> None:
+        self.tag, self.text, self.size, self.linked = tag, text, size, linked
+        self.cut = False
+
+
+class Box:
+    """A block of the page. `prose` counts bytes of running text; `net` that without what was cut, see `choose`."""
+
+    __slots__ = ("cut", "hint", "items", "linked", "net", "own", "parent", "prose", "size", "tag", "titles")
+
+    def __init__(self, tag: str, hint: int, parent: Box | None) -> None:
+        self.tag, self.hint, self.parent = tag, hint, parent
+        self.items: list[Box | Leaf] = []
+        self.size = self.linked = self.prose = self.own = self.net = self.titles = 0
+        self.cut = False
+
+
+def read(html: str) -> list[Box]:
+    """The boxes of a page in document order; the first is its body.
+
+    One loop rather than a function for each kind of node: it runs some thousand times a page, and is most of the time it takes.
+    """
+    parser = LexborHTMLParser(html)
+    parser.strip_tags(NEVER)
+    root = Box("body", words.NOTHING, None)
+    boxes = [root]
+    start = parser.body
+    if start is None:
+        return boxes
+    box = root
+    pieces: list[str] = []
+    linked = links = verbatim = 0
+    open_elements: list[tuple[LexborNode, int]] = []
+    node = start.first_child
+    kind_of, by_tag, said_by = _KIND.get, _BY_TAG.get, words.said_by
+    while True:
+        while node is None:
+            if not open_elements:
+                if pieces:
+                    close_run(box, pieces, linked, verbatim)
+                sum_up(boxes)
+                return boxes
+            closed, kind = open_elements.pop()
+            if kind == BLOCK:
+                if pieces:
+                    close_run(box, pieces, linked, verbatim)
+                    pieces, linked = [], 0
+                if box.tag in VERBATIM:
+                    verbatim -= 1
+                box = box.parent or root
+            elif kind == LINK:
+                links -= 1
+            node = closed.next
+        tag = node.tag or ""
+        if tag == "-text":
+            text = node.text_content or ""
+            if pieces or verbatim or not text.isspace():
+                pieces.append(text)
+                if links:
+                    linked += len(text.strip())
+            node = node.next
+            continue
+        kind = kind_of(tag, INLINE)
+        if kind >= NEWLINE:
+            if kind == NEWLINE:
+                pieces.append(BREAK)
+            if kind in (NEWLINE, SKIP):
+                node = node.next
+                continue
+            if pieces:
+                close_run(box, pieces, linked, verbatim)
+                pieces, linked = [], 0
+            if kind == RULE:
+                node = node.next
+                continue
+            attributes = node.attributes
+            hint = said_by(attributes) if attributes else words.NOTHING
+            if hint <= words.ARTICLE:
+                hint = by_tag(tag, hint)
+            opened = Box(tag, hint, box)
+            box.items.append(opened)
+            boxes.append(opened)
+            box = opened
+            if tag in VERBATIM:
+                verbatim += 1
+        elif kind != PLAIN:
+            attributes = node.attributes
+            if attributes and said_by(attributes) == words.HIDDEN:
+                node = node.next
+                continue
+            if kind == LINK:
+                if "href" in attributes:
+                    links += 1
+                else:
+                    kind = PLAIN  # an anchor
+        child = node.first_child
+        if child is None and kind != BLOCK:
+            if kind == LINK:
+                links -= 1
+            node = node.next
+            continue
+        open_elements.append((node, kind))
+        node = child
+
+
+def close_run(box: Box, pieces: list[str], linked: int, verbatim: int) -> None:
+    """Make a leaf of the text since the last block began or ended, if there is any."""
+    text = "".join(pieces)
+    if verbatim:
+        text = text.replace(BREAK, "\n")
+        if not text.strip():
+            return
+        size = len(text)
+    else:
+        text = " ".join(text.split())
+        if BREAK in text:
+            text = "\n".join([line.strip() for line in text.split(BREAK)]).strip()
+        if not text:
+            return
+        # Bytes, not characters: a Chinese character says as much as three letters, and no script has to be named here.
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        if linked and size != len(text):
+            linked = linked * size // len(text)
+    tag = box.tag
+    leaf = Leaf(tag, text, size, min(linked, size))
+    box.items.append(leaf)
+    box.size += size
+    box.linked += leaf.linked
+    if size - linked >= PROSE and 2 * linked < size and tag not in HEADINGS:
+        box.prose += size - leaf.linked
+    elif leaf.size >= TITLE and leaf.linked * 10 >= leaf.size * 9:
+        box.titles += 1
+
+
+def sum_up(boxes: list[Box]) -> None:
+    """Add to each box what its boxes hold."""
+    for box in boxes:
+        box.own = box.prose
+    for box in reversed(boxes):
+        parent = box.parent
+        if parent is not None:
+            parent.size += box.size
+            parent.linked += box.linked
+            parent.prose += box.prose
+            parent.titles += box.titles

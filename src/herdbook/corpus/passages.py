@@ -1,0 +1,138 @@
+"""What is cut out of documents that stay: passages that stand elsewhere in the corpus, and passages of evaluation sets.
+
+Both need all documents that stay before the first is written, so they come after deduplication: `look` reads them once (or
+twice), `judge` then edits them one by one in the same order. Each cut is told with where else it stands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from herdbook.corpus.config import DedupConfig
+from herdbook.corpus.contamination import EvaluationIndex, decontaminate, read_items, words_of
+from herdbook.corpus.filters import Removal
+from herdbook.corpus.funnel import Funnel, Step, example
+from herdbook.corpus.substring import Span, apply_spans, find_spans, word_tokens
+from herdbook.documents import DocumentWriter
+from herdbook.errors import UserError
+from herdbook.files import write_json
+
+Rows = Iterable[dict[str, Any]]
+CUTS_KEPT = 10_000  # in the ledger; the funnel counts all
+EXCERPT = 300
+CUTS_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),  # the beginning of what was cut
+        pa.field("words", pa.int64(), nullable=False),
+        pa.field("also_in", pa.string(), nullable=False),  # the document it stood in first
+        pa.field("also_at", pa.int64(), nullable=False),  # the word of that document
+    ]
+)
+
+
+class Passages:
+    """Substring deduplication and decontamination of one run.
+
+    Args:
+        ids: of all documents; spans speak of those that stay by their number among them.
+    """
+
+    def __init__(self, cfg: DedupConfig, funnel: Funnel, ids: list[str]) -> None:
+        self.cfg, self.funnel, self.ids = cfg, funnel, ids
+        self._alive: list[int] = []
+        self._spans: Iterator[list[Span]] | None = None
+        self._cuts: list[dict[str, Any]] = []
+        self._index = EvaluationIndex(_items(cfg), cfg.contamination) if cfg.contamination.sets else None
+
+    def look(self, rows: Callable[[], Rows], alive: list[int], scratch: Path) -> None:
+        """Read all documents that stay; `alive` are their numbers in `ids`."""
+        self._alive = alive
+        if self.cfg.substring.enabled:
+            tokens = (word_tokens(row["text"])[0] for row in rows())
+            self._spans = find_spans(tokens, self.cfg.substring.tokens, scratch=scratch)
+        if self._index is not None and self.cfg.contamination.max_documents is not None:
+            for row in rows():
+                self._index.count(words_of(row["text"]))
+            self._index.ignore_common()
+
+    def judge(self, row: dict[str, Any]) -> Removal | None:
+        """Edit the next document's text in place; why it goes, if it does."""
+        return self._substring(row) or self._contamination(row)
+
+    def _substring(self, row: dict[str, Any]) -> Removal | None:
+        if self._spans is None:
+            return None
+        step = self._begin("substring", row)
+        began = time.process_time()
+        spans = next(self._spans)
+        removal = None
+        if spans:
+            offsets = word_tokens(row["text"])[1]
+            done = apply_spans(row["text"], offsets, spans, self.cfg.substring)
+            removal = done.removal
+            if removal is None and done.cuts:
+                step.edits["passage"] += len(done.cuts)
+                self._note(row, spans, offsets)
+                row["text"] = done.text.strip()
+                removal = None if row["text"] else Removal("few_characters", 0, self.cfg.substring.min_characters)
+        step.cpu_s += time.process_time() - began
+        return self._end(step, row, removal)
+
+    def _note(self, row: dict[str, Any], spans: list[Span], offsets: Any) -> None:
+        for span in spans[: max(0, CUTS_KEPT - len(self._cuts))]:
+            begin, end = int(offsets[span.start, 0]), int(offsets[span.end - 1, 1])
+            self._cuts.append(
+                {"id": row["id"], "text": row["text"][begin:end][:EXCERPT], "words": span.end - span.start,
+                 "also_in": self.ids[self._alive[span.other_document]], "also_at": span.other_start}
+            )  # fmt: skip
+
+    def _contamination(self, row: dict[str, Any]) -> Removal | None:
+        if self._index is None:
+            return None
+        step = self._begin("contamination", row)
+        began = time.process_time()
+        hits = self._index.find_hits(words_of(row["text"]))
+        verdict = decontaminate(row["text"], hits, self.cfg.contamination) if hits else None
+        if verdict is not None and verdict.removal is None:
+            text = "\n\n".join(verdict.pieces).strip()
+            step.edits["passage"] += len(hits) if text != row["text"] else 0
+            row["text"] = text
+        step.cpu_s += time.process_time() - began
+        return self._end(step, row, verdict.removal if verdict else None)
+
+    def _begin(self, name: str, row: dict[str, Any]) -> Step:
+        step = self.funnel.steps[name]
+        step.documents_in += 1
+        step.bytes_in += len(row["text"].encode())
+        return step
+
+    def _end(self, step: Step, row: dict[str, Any], removal: Removal | None) -> Removal | None:
+        if removal is None:
+            step.documents_out += 1
+            step.bytes_out += len(row["text"].encode())
+        else:
+            step.drop(removal.reason, example(row["id"], row["url"], *removal, row["text"]))
+        return removal
+
+    def write(self, out: Path) -> None:
+        """Leave the ledger of cuts and the report on evaluation sets beside the corpus."""
+        if self._spans is not None:
+            with DocumentWriter(out, "cuts", CUTS_SCHEMA) as writer:
+                for cut in self._cuts:
+                    writer.write(cut)
+        if self._index is not None:
+            write_json(out / "contamination.json", self._index.report())
+
+
+def _items(cfg: DedupConfig) -> Iterator[Any]:
+    for name in cfg.contamination.sets:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError("there is no such evaluation set", where=path, todo="name a jsonl file")
+        yield from read_items(path)
