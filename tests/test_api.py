@@ -172,6 +172,9 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         hb.load("gpt2-tiny", dtype="f32")  # type: ignore[arg-type]
     with pytest.raises(hb.UserError, match="is no device"):
         hb.load("gpt2-tiny", device="tpu9")
+    hb.load("gpt2-tiny").save(tmp_path / "m")
+    with pytest.raises(hb.UserError, match="loaded from"):
+        hb.load(tmp_path / "m").save(tmp_path / "m")
     with pytest.raises(hb.UserError, match="format 'onnx'"):
         hb.load("gpt2-tiny").save(tmp_path, format="onnx")  # type: ignore[arg-type]
 

@@ -94,6 +94,13 @@ def test_a_model_of_the_catalogue_stands_for_its_shape(tmp_path: Path) -> None:
     changed = load_recipe(write(tmp_path, "model:\n  preset: opt-tiny\n  context: 100\n"), ["model.n_layers=2"]).model
     assert (changed.position_offset, changed.context, changed.n_layers, changed.activation) == (2, 100, 2, "relu")
     assert load_recipe("quickstart", ["model=bloom-tiny"]).model.positions == "alibi"
+    # Named on the command line it goes before the recipe's own shape, and further words change it, in any order.
+    for words in (["model=bloom-tiny", "model.context=100"], ["model.context=100", "model.preset=bloom-tiny"]):
+        for recipe in ("model: opt-tiny\n", "model:\n  d_model: 64\n  n_layers: 1\n"):
+            model = load_recipe(write(tmp_path, recipe), words).model
+            assert (model.positions, model.context, model.n_layers) == ("alibi", 100, 5)
+    assert load_recipe(write(tmp_path, "model: opt-tiny\n"), {"model.context": 100}).model.activation == "relu"
+    assert load_recipe(write(tmp_path, ""), {"model": "falcon-tiny", "model.n_layers": 1}).model.kv_heads == 1
     with pytest.raises(ConfigError, match=r"recipe\.yaml:2: model\.preset: .*'opt-tinny'.* did you mean opt-tiny"):
         load_recipe(write(tmp_path, "model:\n  preset: opt-tinny\n"))
 

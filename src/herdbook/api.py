@@ -170,6 +170,8 @@ class LanguageModel:
         """
         if format is not None and format not in LAYOUTS:
             raise UserError(f"the format {format!r} is not known", todo=f"formats: {', '.join(LAYOUTS)}")
+        if Path(self.source).exists() and Path(out).resolve() == Path(self.source).resolve():
+            raise UserError("this is the model it was loaded from", where=out, todo="save to another place")
         license_id = None if self.license is None else self.license.id
         kind = quant or (None if dtype is None else _KINDS[_type(dtype)])
         name = Path(self.source).stem or None

@@ -79,11 +79,19 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
 
 def build_recipe(draft: Draft, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
     """The recipe that a draft describes once the overrides are laid over it."""
+    if isinstance(draft.values.get("model"), str):
+        draft.values["model"] = {"preset": draft.values["model"]}  # so that keys below it can be set beside it
     if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            set_value(draft, parse_path(key), value, "overrides")
+        named = {key: value for key, value in overrides.items() if _names_preset(key, value)}
+        for key, value in [*named.items(), *((key, value) for key, value in overrides.items() if key not in named)]:
+            set_value(draft, ("model",) if key in named else parse_path(key), {"preset": value} if key in named else value,
+                      "overrides")  # fmt: skip
     else:
-        apply_overrides(draft, overrides)
+        words = list(overrides)
+        named_words = [word for word in words if _names_preset(*word.partition("=")[::2])]
+        # A model that is named now goes before the shape that the recipe gives, and other words change that model.
+        apply_overrides(draft, [f"model={{preset: {word.partition('=')[2]}}}" for word in named_words])
+        apply_overrides(draft, [word for word in words if word not in named_words])
     for section in SECTIONS:
         # `train:` with nothing below it is a section with all its defaults, not a missing one.
         if section in draft.values and draft.values[section] is None and section not in OPTIONAL:
@@ -92,6 +100,12 @@ def build_recipe(draft: Draft, overrides: Iterable[str] | Mapping[str, Any] = ()
     _spread_seed(draft)
     _spread_commercial(draft)
     return build(Recipe, draft)
+
+
+def _names_preset(key: str, value: Any) -> bool:
+    """Whether an override names a model of the catalogue: `model=falcon-tiny`, `model.preset=falcon-tiny`."""
+    named = isinstance(value, str) and value[:1] not in ("", "{") and value not in ("null", "~")
+    return named and key in ("model", "model.preset")
 
 
 def _take_preset(draft: Draft) -> None:

@@ -169,7 +169,7 @@ def test_cut_off_it_goes_on_and_ends_the_same(
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"context": 256}, "longer than the model's"), ({"tokens_per_step": 100}, "multiple of the context")],
+    [({"context": 256}, "longer than the model's"), ({"tokens_per_step": 100, "context": 64}, "multiple of the context")],
 )
 def test_shapes_that_do_not_fit_are_refused(
     base: Path, corpus: Path, tmp_path: Path, terminal: Terminal, config: dict[str, Any], message: str

@@ -86,6 +86,23 @@ def test_a_licence_can_be_stated_only_where_the_source_states_none(source: Path,
     assert not license_of(tmp_path / "again").commercial
 
 
+def test_an_ancestor_nobody_knows_is_told_and_not_for_commerce(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = source / "README.md"
+    card.write_text(card.read_text().replace("huggyllama/llama-7b", "somebody/unheard-of"))
+    go(source, tmp_path / "out", terminal=Terminal())
+    assert "made of somebody/unheard-of, whose licence is not known" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="somebody/unheard-of"):
+        go(source, tmp_path / "other", commercial=True)
+
+
+def test_packed_weights_stay_packed(source: Path, tmp_path: Path) -> None:
+    go(source, tmp_path / "a.gguf", kind="Q8_0")
+    go(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert open_gguf(tmp_path / "b.gguf").tensors["blk.0.ffn_up.weight"].type == "Q8_0"
+
+
 def test_a_second_conversion_replaces_the_first_whole(source: Path, tmp_path: Path) -> None:
     words = tmp_path / "words"
     tokenizer(words)

@@ -59,8 +59,8 @@ def test_filters() -> None:
     small = {row["name"] for row in facts("--commercial", "--fits", "24GB", "--precision", "int4")}
     assert {"llama2-13b", "pythia-12b", "gpt-neox-20b"} <= small
     assert all(row["serving"]["total"] <= 24e9 for row in facts("--fits", "24GB"))
-    assert "nothing" in models("--fits", "1kB")
-    assert facts("--fits", "1kB") == []
+    assert "nothing" in models("--fits", "1MB")
+    assert facts("--fits", "1MB") == []
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class SftConfig(LoopConfig):
     epochs: float = Field(2.0, gt=0, description="how many times to go over the data")
     tokens: Count | None = Field(None, ge=1, description="most tokens to train on, if epochs would take more")
     tokens_per_step: Count = Field(4096, ge=1, description="tokens between two updates, prompts and padding included")
-    context: Count | None = Field(None, ge=8, description="tokens a packed row; default: as many as the model can hold")
+    context: Count | None = Field(None, ge=8, description="tokens a packed row; default: what model and step can hold")
     heldout: Share = Field(0.02, ge=0, lt=0.5, description="share of the samples kept aside to look at while training")
 
     @model_validator(mode="before")

@@ -179,6 +179,7 @@ def require_commercial_sources(model: Path, data: Sequence[ChatData], corpus: Pa
     """Raise UserError when the base model, a file of conversations or the corpus may not be used commercially."""
     require_commercial(license_of(model), model)
     for source in data:
-        require_commercial(find_expression(source.license), source.path)
+        todo = f"leave it out, or state its licence: 'sft.data=[{{path: {source.path}, license: …}}]'"
+        require_commercial(find_expression(source.license), source.path, todo)
     if corpus is not None and pedigree.exists(corpus):
         require_commercial(find_expression(pedigree.read(corpus)["license"]["id"]), corpus)

@@ -214,7 +214,7 @@ def gather(
 
 def _context(cfg: SftConfig, shape: ModelConfig) -> tuple[ModelConfig, int]:
     """The model's shape and the tokens of a row. Raises UserError when they do not fit each other."""
-    context = cfg.context or shape.context
+    context = cfg.context or min(shape.context, cfg.tokens_per_step)
     if context > shape.context:
         raise UserError(f"sft.context ({context}) is longer than the model's context ({shape.context})",
                         todo="lower sft.context")  # fmt: skip

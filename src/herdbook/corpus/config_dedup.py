@@ -1,7 +1,7 @@
 """How duplicates across a whole corpus, and copies of evaluation sets, are found; the defaults are the published values.
 
-Exact substrings as in Lee et al. 2021 (arXiv 2107.06499), decontamination as in GPT-3 (arXiv 2005.14165, appendix C) and LLaMA-2
-(arXiv 2307.09288, appendix A.6). Light on purpose: recipes import this file.
+Exact substrings as in Lee et al. 2021 (arXiv 2107.06499), decontamination as in GPT-3 (arXiv 2005.14165, appendix C) and
+LLaMA-2 (arXiv 2307.09288, appendix A.6). Light on purpose: recipes import this file.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -141,6 +142,18 @@ def require_tokenizer(path: Path) -> Tokenizer:
     if words is None:
         raise UserError("no tokenizer lies with this model", where=path, todo="`herdbook convert --tokenizer` puts one there")
     return words
+
+
+def packed_type(path: Path) -> str | None:
+    """The type that most matrices of a GGUF file are packed in, if it is one that we write; None for all else."""
+    if layout_of(path) != "gguf":
+        return None
+    from herdbook.interop.gguf.container import open_gguf
+    from herdbook.interop.gguf.model import FILE_TYPES
+
+    kinds = Counter(row.type for row in open_gguf(path).tensors.values() if len(row.shape) > 1)
+    kind = kinds.most_common(1)[0][0] if kinds else "F32"
+    return kind if kind in FILE_TYPES and kind not in TYPES else None
 
 
 def type_of(path: Path, *, allow_pickle: bool = False) -> torch.dtype:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -118,7 +119,12 @@ def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torc
     for name, shard in zip(names, shards, strict=True):
         with atomic_path(out / name) as aside:
             tensors = {row.theirs: _stored(row, ours, model.cfg, dtype) for row in shard}
-            save_file(tensors, aside, metadata={"format": "pt"})
+            try:
+                save_file(tensors, aside, metadata={"format": "pt"})
+            except SafetensorError as error:  # a full disk, mostly
+                raise UserError(
+                    f"the weights could not be written ({error})", where=out, todo="make room, or write elsewhere"
+                ) from error
     if len(shards) > 1:
         places = {row.theirs: name for name, shard in zip(names, shards, strict=True) for row in shard}
         total = sum(weight.numel() for weight in ours.values()) * dtype.itemsize

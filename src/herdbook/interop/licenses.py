@@ -74,12 +74,12 @@ def named(name: str | None) -> License:
         return find_license(f"LicenseRef-{plain.removeprefix('LicenseRef-')}")
 
 
-def require_commercial(license_: License, where: Path | str) -> None:
+def require_commercial(license_: License, where: Path | str, todo: str | None = None) -> None:
     """Raises UserError when the licence forbids commercial use, or nobody has said that it allows it."""
     if not license_.commercial:
         raise UserError(
             f"--commercial: {license_.in_words()}", where=where,
-            todo="use a model that may be used commercially: `herdbook models --commercial` lists them",
+            todo=todo or "use a model that may be used commercially: `herdbook models --commercial` lists them",
         )  # fmt: skip
 
 

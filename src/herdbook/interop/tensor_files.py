@@ -85,6 +85,8 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
     if file.suffix == ".bin":
         yield _PickledFile(read_pickled(file))
         return
+    with file.open("rb"):
+        pass  # the library takes a file that may not be read for one that is absent
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             yield _SafeFile(handle)

@@ -58,10 +58,14 @@ def ls(
 
 
 def _room(fits: str) -> int:
+    todo = "write a size as in 24GB or 80GiB"
     try:
-        return parse_bytes(fits)
+        room = parse_bytes(fits)
     except ValueError as error:
-        raise UserError(str(error), where="--fits", todo="write a size as in 24GB or 80GiB") from error
+        raise UserError(str(error), where="--fits", todo=todo) from error
+    if room < 1e6:
+        raise UserError(f"{room} bytes hold no model", where="--fits", todo=todo)
+    return room
 
 
 def _rows(presets: list[Preset], needed: dict[str, str]) -> Iterator[list[str]]:

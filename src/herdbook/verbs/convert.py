@@ -10,6 +10,7 @@ from herdbook import pedigree
 from herdbook.console import Terminal, emit
 from herdbook.errors import UserError, user_errors
 from herdbook.facts.licenses import License, find_expression
+from herdbook.facts.models import published_license
 from herdbook.files import atomic_folder
 from herdbook.interop.doors import (
     LAYOUTS,
@@ -19,6 +20,7 @@ from herdbook.interop.doors import (
     layout_for,
     layout_of,
     load_decoder,
+    packed_type,
     save_decoder,
     type_of,
 )
@@ -49,12 +51,15 @@ def convert(
     come_from = layout_of(source)
     _require_place(source, out, layout, force=force)
     license_ = _license(source, license_id)
+    strangers = [base for base in named_bases(source) if published_license(base) is None]
     if commercial:
         require_commercial(license_, source)
+        _refuse_strangers(strangers, source)
     words = load_tokenizer(tokenizer) if tokenizer is not None else find_tokenizer(source)
     with user_errors(), warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
         terminal.step("convert", f"{source} → {out}")
+        kind = kind or (packed_type(source) if layout == "gguf" else None)
         dtype = type_of(source, allow_pickle=allow_pickle)
         model = load_decoder(source, dtype=dtype, allow_pickle=allow_pickle, context=context)
         options: dict[str, Any] = {"kind": kind, "tokenizer": words, "license_id": license_.id, "name": source.stem}
@@ -69,6 +74,8 @@ def convert(
             save_decoder(model, out, layout, **options, origin=_origin(source, come_from, license_))
     for message in dict.fromkeys(str(warning.message) for warning in raised if warning.category is UserWarning):
         terminal.warn(message)
+    for base in strangers:
+        terminal.warn(f"the card says that it was made of {base}, whose licence is not known here: look it up")
     for message in _lost(source, come_from, layout, words, model.cfg.context, told=context is not None):
         terminal.warn(message)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file())
@@ -92,6 +99,15 @@ def _license(source: Path, license_id: str | None) -> License:
     return with_ancestors(wanted, named_bases(source))
 
 
+def _refuse_strangers(bases: list[str], source: Path) -> None:
+    """With `--commercial`: what was made of a model we know nothing of may be bound by terms we know nothing of."""
+    if bases:
+        raise UserError(
+            f"--commercial: the card says that it was made of {bases[0]}, whose licence is not known here", where=source,
+            todo="look that licence up; if it allows commercial use, convert without --commercial",
+        )  # fmt: skip
+
+
 def _origin(source: Path, layout: Layout, license_: License) -> dict[str, Any]:
     """What a single file carries of its pedigree: the source by hash, and what that was made from."""
     facts: dict[str, Any] = {"source": source.name, "layout": layout, "license": license_.id}
@@ -108,6 +124,8 @@ def _lost(source: Path, come_from: Layout, layout: Layout, words: Any, context: 
         lost.append("llama2.c's file holds weights only: the tokenizer and the licence are not in it")
     elif words is None:
         lost.append("no tokenizer lay with the model, so none was written: name its folder or file with --tokenizer")
+    if come_from == "gguf" and layout != "gguf" and (packed := packed_type(source)) is not None:
+        lost.append(f"the weights were packed in {packed} and are unpacked to float32 now; what the packing lost stays lost")
     if come_from == "meta" and not told and not pedigree.exists(source):
         lost.append(f"Meta's layout does not tell the context; {context:,} tokens are assumed: say it with --context")
     return lost

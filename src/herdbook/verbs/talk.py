@@ -38,8 +38,9 @@ def generate(path: str, prompt: str, settings: dict[str, Any], n: int, *, allow_
         emit({"model": lm.source, "prompt": prompt, "seed": first, "completions": texts})
         return
     for index in range(n):
+        pieces = lm.stream(prompt, seed=first + index, **settings)  # refuses at once, before anything is shown
         _flow([prompt])
-        _flow(lm.stream(prompt, seed=first + index, **settings))
+        _flow(pieces)
         _flow(["\n" if index == n - 1 else "\n\n---\n\n"])
 
 

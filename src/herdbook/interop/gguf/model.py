@@ -78,7 +78,7 @@ def save_gguf(
         raise UserError(f"GGUF files of type {kind!r} are not written", todo=f"known types: {', '.join(FILE_TYPES)}")
     architecture = architecture_of(model.cfg)
     if architecture is None:
-        raise UserError(_refusal(model.cfg), where=out, todo='save it as a Hugging Face folder instead (format="hf")')
+        raise UserError(_refusal(model.cfg), where=out, todo="keep it as a Hugging Face folder")
     metadata = _metadata(model.cfg, architecture, kind)
     metadata |= {"general.name": name} if name else {}
     metadata |= {"general.license": find_expression(license_id).id}

@@ -406,7 +406,9 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
     keys: dict[str, Any] = {
         f"{name}_token_id": index for name, index in {**ids, "bos": bos if bos is not None else eos}.items()
     }
-    others = sorted(tokenizer.end_ids - {eos}, key=lambda index: index != tokenizer.turn_end_id)
+    # A config may name ends of the tokenizer that the model had before.
+    known = {index for index in tokenizer.end_ids if index < tokenizer.vocab_size}
+    others = sorted(known - {eos}, key=lambda index: index != tokenizer.turn_end_id)
     keys |= {f"{name}_token_id": index for name, index in zip(("eot", "eom"), others, strict=False)}
     keys = {key: index for key, index in keys.items() if index is not None}
     return {**keys, "add_bos_token": before, "add_eos_token": behind or bool(tokenizer.config.get("add_eos_token"))}
