@@ -432,7 +432,7 @@ app.add_typer(corpus_app)
 
 @corpus_app.command("why")
 def corpus_why(
-    name: Annotated[str, typer.Argument(metavar="URL|ID", help="the address or id of a document")],
+    name: Annotated[str, typer.Argument(metavar="URL|ID|FILE@OFFSET", help="the address or id of a document, or where its record lies")],
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="a corpus, or a run's folder")] = Path("corpus"),
     again: Annotated[
         bool, typer.Option("--again", help="read its record once more and show what each step makes of it")

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import gzip
-import json
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from herdbook.corpus.config_dedup import ContaminationConfig
-from herdbook.corpus.contamination import EvaluationIndex, Hit, Item, decontaminate, read_items, words_of
+from herdbook.corpus.contamination import EvaluationIndex, Hit, Item, decontaminate, words_of
 from herdbook.corpus.filters import Removal
-from herdbook.errors import UserError
 
 GPT3, LLAMA2 = ContaminationConfig(), ContaminationConfig(method="llama2")
 
@@ -137,19 +133,6 @@ def test_a_document_in_many_pieces_goes() -> None:
         verdict = decontaminate(text, index(words(13, 0)).find_hits(words_of(text)), GPT3)
         assert verdict.removal == removal
         assert len(verdict.pieces) == (0 if removal else 10)
-
-
-def test_reading_evaluation_sets(tmp_path: Path) -> None:
-    rows = [{"id": 7, "question": "Why?", "choices": {"text": ["so", "or"], "n": [1, 2]}}, {"question": "How?"}]
-    path = tmp_path / "quiz.test.jsonl.gz"
-    path.write_bytes(gzip.compress("\n\n".join(map(json.dumps, rows)).encode()))
-    assert list(read_items(path)) == [Item("quiz", "7", ["Why?", "so", "or"]), Item("quiz", "3", ["How?"])]
-    assert list(read_items(path, "q", "question"))[1] == Item("q", "3", ["How?"])
-    with pytest.raises(UserError, match="'choices'"):
-        list(read_items(path, text_key="choices"))
-    path.write_text("[1]\n")
-    with pytest.raises(UserError, match="not a JSON object"):
-        list(read_items(path))
 
 
 def test_nothing_to_compare_with() -> None:

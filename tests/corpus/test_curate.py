@@ -17,6 +17,7 @@ from herdbook.console import Terminal
 from herdbook.corpus.config import CorpusConfig, DedupConfig, MinHashConfig, Source
 from herdbook.corpus.curate import curate, input_paths
 from herdbook.corpus.ledger import REMOVED_SCHEMA
+from herdbook.corpus.verdicts import find, replay
 from herdbook.documents import SCHEMA, DocumentWriter, read_documents
 from herdbook.errors import UserError
 
@@ -190,7 +191,8 @@ def test_inputs_that_yield_nothing_say_what_was_found(tmp_path: Path, terminal: 
             one(tmp_path, tmp_path / name, terminal)
         assert words in str(caught.value) and "→" in str(caught.value), name
         assert not (tmp_path / "out" / "pedigree.json").exists()
-        assert not list((tmp_path / "out").glob("*.parquet"))
+        assert {path.name for path in (tmp_path / "out").glob("*.parquet")} == {"removed-00000.parquet", "cuts-00000.parquet"}
+        assert rows(tmp_path / "out", "removed") and funnel(tmp_path / "out")["documents_out"] == 0
 
 
 def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str], samples: ModuleType) -> None:
@@ -209,8 +211,81 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_all_removed_says_by_what(tmp_path: Path, terminal: Terminal, samples: ModuleType) -> None:
-    with pytest.raises(UserError, match="2 by few_words"):
-        one(tmp_path, samples.jsonl(tmp_path / "a.jsonl", ["one two", "three four"]), terminal)
+    out = tmp_path / "out"
+    path = samples.jsonl(tmp_path / "a.jsonl", ["one two", "three four"])
+    with pytest.raises(UserError, match=r"2 by few_words\n  → loosen .*removed-\*\.parquet"):
+        one(tmp_path, path, terminal)
+    assert {path.name for path in out.iterdir()} >= {"removed-00000.parquet", "cuts-00000.parquet", "funnel.json"}
+    assert not list(out.glob("documents*")) and not list(out.glob("heldout*")) and not pedigree.exists(out)
+    assert [(row["removed_by"], row["text"]) for row in rows(out, "removed")] == [
+        ("few_words", "one two"), ("few_words", "three four"),
+    ]  # fmt: skip
+    steps = {step["step"]: step for step in funnel(out)["steps"]}
+    assert steps["quality"]["reasons"] == {"few_words": 2} and funnel(out)["documents_out"] == 0
+    (verdict,) = find(out, "doc-1")
+    assert verdict.row["removed_by"] == "few_words" and "not on record" in str(replay(out, verdict.row))
+    one(tmp_path, path, terminal, quality={"enabled": False}, heldout=0)
+    assert len(rows(out)) == 2 and rows(out, "removed") == []
+
+
+def test_all_removed_while_comparing_leaves_a_ledger_too(tmp_path: Path, terminal: Terminal, samples: ModuleType) -> None:
+    texts = [samples.prose(1), samples.prose(1).upper(), samples.prose(2)]
+    quiz = samples.jsonl(tmp_path / "quiz.jsonl", [texts[0], texts[2]])
+    dedup = {"contamination": {"sets": [str(quiz)], "action": "drop"}}
+    with pytest.raises(UserError, match="2 by contaminated, 1 by exact_duplicate"):
+        one(tmp_path, samples.jsonl(tmp_path / "a.jsonl", texts), terminal, dedup=dedup)
+    found = {row["id"]: row["removed_by"] for row in rows(tmp_path / "out", "removed")}
+    assert found == {"doc-0": "contaminated", "doc-1": "exact_duplicate", "doc-2": "contaminated"}
+    assert {(row["id"], row["decision"]) for row in rows(tmp_path / "out", "cuts")} == {
+        ("doc-0", "removed"), ("doc-2", "removed"),
+    }  # fmt: skip
+    assert not list((tmp_path / "out").glob("documents*")) and (tmp_path / "out" / "funnel.json").exists()
+
+
+def test_a_corpus_all_held_out_says_so(tmp_path: Path, terminal: Terminal, samples: ModuleType) -> None:
+    with pytest.raises(UserError, match=r"no document is left to train on: 1 held out.*\n  → set corpus\.heldout=0"):
+        one(tmp_path, samples.jsonl(tmp_path / "a.jsonl", [samples.prose(1)]), terminal, heldout=0.999999)
+    assert rows(tmp_path / "out", "removed") == [] and not list((tmp_path / "out").glob("heldout*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cuts_of_documents_that_go_later_are_marked(
+    tmp_path: Path, terminal: Terminal, samples: ModuleType, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("herdbook.corpus.jobs.BLOCK_RECORDS", 2)
+    passage, question = samples.prose(7, 80), samples.prose(8, 30)
+    likes = [f"{samples.prose(n, 150)}\n{count} likes\n" for n, count in ((1, 3), (1, 4), (2, 5), (3, 6))]
+    lines = [
+        {"id": "first", "text": likes[0] + passage}, {"id": "copy", "text": likes[1] + passage},
+        {"id": "twice", "text": likes[2]}, {"id": "twice", "text": likes[2].replace("5 l", "7 l").replace(".", "!")},
+        {"id": "quoted", "text": f"{likes[3]}{passage}\n{question}"},
+        {"id": "quotes", "text": f"{samples.prose(4, 149)} indeed {passage}"},
+    ]  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    quiz = samples.jsonl(tmp_path / "quiz.jsonl", [question])
+    cfg = CorpusConfig.model_validate({
+        "sources": [{"name": "s", "path": str(tmp_path / "in.jsonl")}], "heldout": 0, "lines": {"enabled": True},
+        "removed_sample": "all", "quality": {"enabled": False}, "repetition": {"enabled": False},
+        "dedup": {"substring": {"enabled": True}, "contamination": {"sets": [str(quiz)], "action": "drop"},
+                  "minhash": {"enabled": False}},
+    })  # fmt: skip
+    out = tmp_path / "out"
+    curate(cfg, out, terminal, workers=workers)
+    assert [row["id"] for row in rows(out)] == ["first", "twice", "quotes"]
+    assert {(row["id"], row["rule"], row["text"][:7]): row["decision"] for row in rows(out, "cuts")} == {
+        ("first", "counter", "3 likes"): "cut",
+        ("copy", "counter", "4 likes"): "removed",
+        ("twice", "counter", "5 likes"): "cut",
+        ("twice", "counter", "7 likes"): "removed",
+        ("quoted", "counter", "6 likes"): "removed",
+        ("quoted", "passage", passage[:7]): "removed",
+        ("quoted", "contamination", question[:7]): "removed",
+        ("quotes", "passage", passage[:7]): "cut",
+    }
+    kept, gone = find(out, "twice")
+    assert [(one.kind, [cut["text"] for cut in one.cuts]) for one in (kept, gone)] == [
+        ("kept", ["5 likes"]), ("removed", ["7 likes"]),
+    ]  # fmt: skip
 
 
 def test_licences(tmp_path: Path, terminal: Terminal, samples: ModuleType) -> None:

@@ -33,7 +33,7 @@ def test_word_counts_at_the_threshold() -> None:
     good = "the of " + words(47)
     assert quality(good) == Removal("few_words", 49, 50)
     assert quality(good + " more") is None
-    assert quality(good + " more", max_words=49) == Removal("many_words", 50, 49)
+    assert quality(good + " more", min_words=None, max_words=49) == Removal("many_words", 50, 49)
 
 
 def test_word_lengths_at_the_threshold() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -63,6 +64,22 @@ def test_the_sample_does_not_depend_on_parts(
         expected = count if sample == "all" else min(count, CUTS_A_SAMPLE * sample)
         assert sum(row["rule"] == rule for row in passages) == expected
     assert all(len(row["text"]) == 300 for row in passages)
+
+
+def test_cuts_of_documents_that_went_are_marked_and_hits_told_in_full(tmp_path: Path) -> None:
+    files = []
+    for part in range(2):
+        writer = LedgerWriter(tmp_path, f"part{part}", 0, seed=3)
+        for number in range(4):
+            row = {**cut(number, "contamination"), "decision": ("cut", "kept")[number % 2], "document": number}
+            writer.cut(row)
+            writer.cut({**cut(number, "passage"), "document": number})
+        writer.close()
+        files.append(part_files(tmp_path, f"part{part}"))
+    assemble(files, tmp_path / "out", 0, 3, [np.array([True, False, True, False]), None])
+    rows = pq.read_table(tmp_path / "out" / "cuts-00000.parquet").to_pylist()
+    assert [row["decision"] for row in rows] == ["cut", "removed", "cut", "removed", "cut", "kept", "cut", "kept"]
+    assert {(row["rule"], row["text"]) for row in rows} == {("contamination", None)}
 
 
 def test_of_the_same_id_one_is_enough() -> None:

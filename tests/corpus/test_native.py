@@ -120,6 +120,39 @@ def test_an_article_goes_on_after_an_announcement() -> None:
     assert extract_native(f"<body><div>{inside}</div></body>").endswith(BRIDGE)
 
 
+def test_a_sentence_that_is_mostly_a_link_stays_and_a_link_alone_goes() -> None:
+    said = '<p>The council <a href="/b">has voted to build a second bridge below the old mill</a>.</p>'
+    alone = '<p><a href="/c">A second bridge below the old mill is now to be built, at last.</a></p>'
+    assert extract_native(f"<body>{PROSE}{said}{PROSE}</body>") == (
+        f"{TEXT}\n\nThe council has voted to build a second bridge below the old mill.\n\n{TEXT}"
+    )
+    assert extract_native(f"<body>{PROSE}{alone}{PROSE}</body>") == f"{TEXT}\n\n{TEXT}"
+
+
+def test_by_begins_a_byline_only_before_a_name() -> None:
+    by = "<p>By comparison, the old bridge took the miller and his sons a single summer.</p>"
+    assert "By comparison" in extract_native(f"<body>{PROSE}{by}{PROSE}</body>")
+    assert "A. Miller" not in extract_native(f"<body>{PROSE}<p>By A. Miller, our man on the bridge</p>{PROSE}</body>")
+
+
+def test_last_words_about_the_site_go() -> None:
+    last = "<p>For more of this from both banks of the river, sign up for our weekly letter.</p><p>Follow us on the bridge.</p>"
+    assert extract_native(f"<body>{PROSE * 3}<p>{LONG}</p>{last}</body>").endswith(LONG)
+    subscriptions = f"<p>The town paid for the bridge by subscription, a penny at a time, for eleven years.</p><p>{LONG}</p>"
+    assert "by subscription" in extract_native(f"<body>{PROSE * 3}{subscriptions}</body>")
+
+
+@pytest.mark.parametrize(
+    ("name", "goes"),
+    [
+        ("sign-up", True), ("signUp", True), ("most-popular", True), ("site-info", True), ("elementor-widget", False),
+        ("articlebody-text", False), ("mw-parser-output", False), ("shareholders", False), ("designup", False),
+    ],
+)  # fmt: skip
+def test_names_of_several_words(name: str, goes: bool) -> None:
+    assert (LONG not in extract_native(f'<body>{PROSE}<div class="{name}"><p>{LONG}</p></div>{PROSE}</body>')) == goes
+
+
 def test_what_is_named_as_boilerplate_is_looked_at_again_if_nothing_is_left() -> None:
     lines = "".join(f"<div>{sentence}.</div>" for sentence in TEXT.split(". ") if len(sentence) < 80)
     assert "market town" in extract_native(f"<body><div class='sidebar'>{lines}<div>The old market town.</div></div></body>")

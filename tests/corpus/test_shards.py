@@ -14,6 +14,7 @@ import zstandard
 
 from herdbook.corpus import warc
 from herdbook.corpus.config import Source
+from herdbook.corpus.located import Located
 from herdbook.corpus.readers import Item, read_files
 from herdbook.corpus.records import Record, Skip
 from herdbook.corpus.shards import make_shards, read_at, read_shard, split_size
@@ -123,7 +124,9 @@ def test_a_file_that_is_gone_is_told_once(tmp_path: Path) -> None:
     shards, _ = make_shards(Source(name="s", path=str(path)), 100)
     path.unlink()
     assert len(shards) > 10
-    assert [item for shard in shards for item in read_shard(shard, LIMIT)] == [Skip("missing_path", str(path))]
+    assert [item for shard in shards for item in read_shard(shard, LIMIT)] == [
+        Located("missing_path", str(path), file=str(path))
+    ]
 
 
 def test_real_archives(shared_data: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -49,6 +52,48 @@ def test_why(tmp_path: Path, pages: Path, terminal: Terminal) -> None:
     assert find(corpus, "http://elsewhere/") == []
     with pytest.raises(UserError, match="no finished corpus"):
         find(tmp_path, "x")
+
+
+def test_what_could_not_be_read_has_its_place(tmp_path: Path, samples: ModuleType, terminal: Terminal) -> None:
+    good = [json.dumps({"id": str(n), "text": samples.prose(n, 150)}) for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join([good[0], '{"text": broken', good[1], '{"body": 1}', "x" * 9000]) + "\n")
+    lines = {"text": [samples.prose(8, 150), None], "id": ["p0", "p1"]}
+    pq.write_table(pa.table(lines), tmp_path / "b.parquet")
+    (tmp_path / "html").mkdir()
+    (tmp_path / "html" / "empty.html").write_text(" ")
+    page = samples.warc_record(samples.http(samples.page(samples.prose(5, 150)).encode()), "http://a/0", 0)
+    (tmp_path / "c.warc").write_bytes(page + b"WARC/1.0\r\nWARC-Type response\r\n\r\n" + page.replace(b"//a/0", b"//a/1"))
+    picture = samples.warc_record(samples.http(b"\x89PNG", "image/png"), "http://a/p.png", 3)
+    samples.warc_gz(tmp_path / "d.warc.gz", [picture])
+    names = {"a": "a.jsonl", "b": "b.parquet", "html": "html", "c": "c.warc", "d": "d.warc.gz"}
+    sources = [{"name": name, "path": str(tmp_path / path), "filters": False, **({"format": "html"} if name == "html" else {})}
+               for name, path in names.items()]  # fmt: skip
+    settings = {"sources": sources, "heldout": 0, "limits": {"max_record_bytes": 8000}}
+    curate(CorpusConfig.model_validate(settings), tmp_path / "out", terminal, workers=1)
+    second = len(good[0]) + 1
+    fourth = second + len('{"text": broken') + 1 + len(good[1]) + 1
+    fifth = fourth + len('{"body": 1}') + 1
+    expected = {
+        f"{tmp_path}/a.jsonl@{second}": "bad_json",
+        f"{tmp_path}/a.jsonl@{fourth}": "no_text",
+        f"{tmp_path}/a.jsonl@{fifth}": "too_large",
+        f"{tmp_path}/b.parquet@1": "no_text",
+        f"{tmp_path}/html/empty.html@0": "empty_file",
+        f"{tmp_path}/c.warc@{len(page)}": "broken_record",
+        "http://a/p.png": "not_html",
+    }
+    for name, reason in expected.items():
+        (verdict,) = find(tmp_path / "out", name)
+        assert (verdict.kind, verdict.row["removed_by"]) == ("removed", reason), name
+        assert verdict.row["file"] is not None and Path(verdict.row["file"]).exists(), name
+    (verdict,) = find(tmp_path / "out", f"{tmp_path}/a.jsonl@{second}")
+    assert verdict.row["id"] == f"{tmp_path}/a.jsonl:2"
+    assert replay(tmp_path / "out", verdict.row) == "it cannot be read: lines that are not JSON objects"
+    (kept,) = find(tmp_path / "out", f"{tmp_path}/a.jsonl@0")
+    assert (kept.kind, kept.row["id"]) == ("kept", "0")
+    relative = os.path.relpath(tmp_path / "a.jsonl")
+    assert find(tmp_path / "out", f"{relative}@0")[0].row["id"] == "0"
+    assert find(tmp_path / "out", f"{tmp_path}/a.jsonl@7") == []
 
 
 def test_a_verdict_can_be_reached_again(tmp_path: Path, pages: Path, terminal: Terminal) -> None:

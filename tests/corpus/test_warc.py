@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from types import ModuleType
 
+import numpy
 import pytest
 
+from herdbook.corpus import ahead
 from herdbook.corpus.records import Record, Skip
 from herdbook.corpus.warc import read_warc
 
@@ -116,3 +119,50 @@ def test_real_and_odd_warcs(shared_data: Path) -> None:
         "aut/example.docs.warc.gz": 0,
     }
     assert {name: len(read(folder / name, 16 << 20)[0]) for name in expected} == expected
+
+
+def _empty_blocks(record: bytes, count: int) -> bytes:
+    """A gzip member whose content follows on blocks of nothing."""
+    trailer = zlib.crc32(record).to_bytes(4, "little") + len(record).to_bytes(4, "little")
+    packed = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return ahead.GZIP + b"\0\0\0\0\0\0\3" + b"\0\0\0\xff\xff" * count + packed.compress(record) + packed.flush() + trailer
+
+
+def test_what_is_read_does_not_depend_on_the_way(tmp_path: Path, samples: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = bytes(numpy.random.default_rng(1).integers(32, 127, 4000, numpy.uint8))
+    pages = [samples.warc_record(samples.http(b"<html>%d " % n + body), f"http://a.org/{n}", n) for n in range(8)]
+    members = [gzip.compress(page, mtime=0) for page in pages]
+    flipped = [bytearray(members[3]) for _ in range(3)]
+    for copy, at in zip(flipped, (-1, -8, len(members[3]) // 2), strict=True):  # its length, its checksum, its content
+        copy[at] ^= 1
+    odd = [
+        *flipped,
+        members[3][:-1],
+        members[3] + b"\0" * 20,
+        members[3] + b"\x1f\x8b\x08garbage",
+        members[3] + gzip.compress(b""),
+        gzip.compress(pages[3][:300], mtime=0) + gzip.compress(pages[3][300:], mtime=0),
+        _empty_blocks(pages[3], 3),
+        _empty_blocks(pages[3], 2000),
+        b"",
+    ]
+    found, units = [], []
+    unit = ahead.Ahead.unit
+
+    def counted(self: ahead.Ahead, start: int) -> ahead.Member | None:
+        units.append(unit(self, start))
+        return units[-1]
+
+    monkeypatch.setattr(ahead.Ahead, "unit", counted)
+    for block in (1 << 20, 9000, 0):
+        monkeypatch.setattr(ahead, "BLOCK", block or 1 << 20)
+        if not block:
+            monkeypatch.setattr(ahead, "_reader_type", lambda: None)
+        units.clear()
+        for member in odd:
+            path = tmp_path / "a.warc.gz"
+            path.write_bytes(b"".join([*members[:3], member, *members[4:]]))
+            found.append(read(path))
+        assert any(units) == (block > 0)
+    assert found[: len(odd)] == found[len(odd) : 2 * len(odd)] == found[2 * len(odd) :]
+    assert [len(records) for records, _ in found[: len(odd)]] == [7, 7, 7, 7, 8, 8, 8, 8, 8, 8, 7]

@@ -10,11 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from herdbook.cli import app
 from herdbook.console import Terminal
 from herdbook.corpus.config import PRESETS, CorpusConfig
 from herdbook.corpus.curate import curate, input_paths
 from herdbook.corpus.funnel import STEPS
+from herdbook.corpus.verdicts import find
 from herdbook.documents import read_documents
 from herdbook.verbs.classifier import train as train_classifier
 from herdbook.verbs.ngram import ngram as train_ngram
@@ -126,7 +129,40 @@ def test_passages_of_evaluation_sets_are_cut_and_reported(tmp_path: Path) -> Non
     assert question not in kept[0]["text"]
     report = json.loads((tmp_path / "out" / "contamination.json").read_text())
     assert report["quiz"]["items"] == 1
+    (cut,) = [row for path in sorted((tmp_path / "out").glob("cuts-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert (cut["id"], cut["rule"], cut["decision"]) == ("a", "contamination", "cut")
+    assert (cut["evaluation_set"], cut["item"], cut["also_at"], cut["text"], cut["words"]) == ("quiz", "q1", 1, question, 16)
     assert next(step for step in funnel["steps"] if step["step"] == "contamination")["edits"] == {"passage": 1}
+
+
+@pytest.mark.parametrize("sample", [0, 1, "all"])
+def test_every_hit_of_an_evaluation_set_is_in_the_ledger(tmp_path: Path, sample: int | str) -> None:
+    questions = [prose(900 + n, 20) for n in range(5)]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(json.dumps({"id": f"q{n}", "q": q}) for n, q in enumerate(questions)))
+    texts = {
+        "cut": f"{prose(1, 300)} {questions[0]} {prose(2, 300)} {questions[1]} {prose(3, 300)}",
+        "kept": f"{prose(4, 900)} {questions[2]}",
+        "gone": " ".join(questions),
+        "clean": prose(5, 300),
+    }
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"id": id_, "text": text}) for id_, text in texts.items()))
+    sets = {"sets": [str(tmp_path / "quiz.jsonl")], "max_documents": None, "min_share": 0.03}
+    spared = {"quality": {"enabled": False}, "repetition": {"enabled": False}}
+    run(tmp_path, tmp_path / "in.jsonl", dedup={"contamination": sets}, removed_sample=sample, **spared)
+    cuts = [row for path in sorted((tmp_path / "out").glob("cuts-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [(row["id"], row["decision"], row["item"]) for row in cuts] == [
+        ("cut", "cut", "q0"), ("cut", "cut", "q1"), ("kept", "kept", "q2"),
+        *(("gone", "removed", f"q{n}") for n in range(5)),
+    ]  # fmt: skip
+    assert all(row["rule"] == "contamination" and row["evaluation_set"] == "quiz" for row in cuts)
+    shown = [row["text"] == questions[int(row["item"][1])].rstrip(".") for row in cuts]
+    assert all(shown) if sample else not any(row["text"] for row in cuts)
+    (gone,) = find(tmp_path / "out", "gone")
+    assert (gone.row["removed_by"], gone.row["detail"]) == ("contaminated", "quiz: q0, quiz: q1, quiz: q2 and 2 more")
+    assert [cut["item"] for cut in gone.cuts] == [f"q{n}" for n in range(5)]
+    for id_, words in (("kept", "q2"), ("gone", "q3"), ("cut", "q1")):
+        done = CliRunner().invoke(app, ["corpus", "why", id_, str(tmp_path / "out")])
+        assert done.exit_code == 0 and f"quiz: {words}" in done.output and "contamination" in done.output
 
 
 def test_lists_are_inputs_of_the_pedigree(tmp_path: Path) -> None:

@@ -62,15 +62,15 @@ class BlockWriter:
     def add(self, result: Result) -> None:
         """Add what came of the next records."""
         marks = np.zeros(len(result.kept), self._type)
-        for mark, kept in zip(marks, result.kept, strict=True):
+        for number, (mark, kept) in enumerate(zip(marks, result.kept, strict=True), self._facts["documents"]):
             self._documents.write(kept.row)
+            for row in kept.cuts:
+                self._ledger.cut({**row, "document": number})
             mark["exact"] = np.frombuffer(kept.exact, ">u8")
             mark["place"], mark["size"], mark["url"], mark["keys"] = kept.place, kept.size, kept.url, kept.keys
         self._marks.write(marks.tobytes())
         for row in result.removed:
             self._ledger.remove(row)
-        for row in result.cuts:
-            self._ledger.cut(row)
         self._funnel.merge(result.funnel)
         self._facts["source"] = result.source
         self._facts["texts"] += result.texts

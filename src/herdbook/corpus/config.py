@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from herdbook.config import Config
 from herdbook.corpus.config_dedup import BucketsConfig, ContaminationConfig, SubstringConfig, UrlDedupConfig
@@ -17,12 +17,29 @@ from herdbook.corpus.config_models import ClassifierConfig
 from herdbook.corpus.config_perplexity import PerplexityConfig
 from herdbook.corpus.config_web import C4Config, FineWebConfig, LinesConfig, PiiConfig, RightsConfig, UrlConfig
 from herdbook.facts.licenses import find_expression
-from herdbook.units import Bytes, Count, Share
+from herdbook.units import Bytes, Count, Share, parse_count
 
 Format = Literal["auto", "warc", "wet", "html", "jsonl", "parquet"]
 Builtin = Literal["pydoc", "docstrings", "prose"]
 Positive = Annotated[Count, Field(ge=1)]
+Natural = Annotated[Count, Field(ge=0)]
 Fraction = Annotated[Share, Field(ge=0, le=1)]
+Length = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NgramSize = Annotated[Count, Field(ge=2)]
+
+
+def _sample_size(value: Any) -> int | str:
+    """A count or `all`, as one type: of a union every member would report the same mistake."""
+    if value == "all":
+        return "all"
+    try:
+        size = parse_count(value)
+    except ValueError:
+        raise ValueError("give a count from 0 on, or `all`") from None
+    if size < 0:
+        raise ValueError("give a count from 0 on, or `all`")
+    return size
+
 
 # Docstrings and lead sections were written as text by people, so rules that tell prose from web clutter do not apply to them.
 ALREADY_TEXT: frozenset[str] = frozenset({"docstrings", "prose"})
@@ -115,17 +132,25 @@ class QualityConfig(Config):
     words: Literal["space", "spacy", "uniseg"] = Field(
         default="space", description="what words are: datatrove's are spacy, DCLM's uniseg, each by a package of that name"
     )
-    min_words: Count | None = Field(default=50, description="fewer words are dropped")
-    max_words: Count | None = Field(default=100_000, description="more words are dropped")
-    min_mean_word_length: float | None = Field(default=3.0, description="characters")
-    max_mean_word_length: float | None = Field(default=10.0, description="characters")
+    min_words: Natural | None = Field(default=50, description="fewer words are dropped")
+    max_words: Natural | None = Field(default=100_000, description="more words are dropped")
+    min_mean_word_length: Length | None = Field(default=3.0, description="characters")
+    max_mean_word_length: Length | None = Field(default=10.0, description="characters")
     max_symbol_ratio: Fraction | None = Field(default=0.1, description="number signs, or ellipses, over words")
     max_bullet_lines: Fraction | None = Field(default=0.9, description="share of lines that begin with a bullet")
     max_ellipsis_lines: Fraction | None = Field(default=0.3, description="share of lines that end in an ellipsis")
     min_alpha_words: Fraction | None = Field(
         default=0.8, description="share of words with a letter, dashes and the like not counted"
     )
-    min_stop_words: Count | None = Field(default=2, description="different stop words of its language (en, fr, es)")
+    min_stop_words: Natural | None = Field(default=2, description="different stop words of its language (en, fr, es)")
+
+    @model_validator(mode="after")
+    def _something_passes(self) -> Self:
+        for low, high in (("min_words", "max_words"), ("min_mean_word_length", "max_mean_word_length")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"`{low}` ({least:g}) is above `{high}` ({most:g}): no document would pass")
+        return self
 
 
 class RepetitionConfig(Config):
@@ -142,19 +167,17 @@ class RepetitionConfig(Config):
     duplicate_paragraphs: Fraction | None = Field(default=0.30, description="share of paragraphs seen before")
     duplicate_line_chars: Fraction | None = Field(default=0.20, description="share of characters in such lines")
     duplicate_paragraph_chars: Fraction | None = Field(default=0.20, description="share of characters in such paragraphs")
-    top_ngrams: dict[int, float] = Field(
+    top_ngrams: dict[NgramSize, Fraction] = Field(
         default={2: 0.20, 3: 0.18, 4: 0.16}, description="share of characters in the most frequent n-gram"
     )
-    duplicate_ngrams: dict[int, float] = Field(
+    duplicate_ngrams: dict[NgramSize, Fraction] = Field(
         default={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
         description="share of characters in n-grams seen before",
     )
 
     @field_validator("top_ngrams", "duplicate_ngrams")
     @classmethod
-    def _sane(cls, value: dict[int, float]) -> dict[int, float]:
-        if any(size < 2 or not 0 <= share <= 1 for size, share in value.items()):
-            raise ValueError("n-gram rules map a size of at least 2 to a share between 0 and 1")
+    def _by_size(cls, value: dict[int, float]) -> dict[int, float]:
         return dict(sorted(value.items()))
 
 
@@ -293,7 +316,7 @@ class CorpusConfig(Config):
     perplexity: PerplexityConfig = Field(default_factory=PerplexityConfig, description="CCNet's buckets of perplexity")
     pii: PiiConfig = Field(default_factory=PiiConfig, description="masking of personal data")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="duplicates and near-duplicates")
-    removed_sample: Annotated[Count, Field(ge=0)] | Literal["all"] = Field(
+    removed_sample: Annotated[int | Literal["all"], BeforeValidator(_sample_size)] = Field(
         default=50, description="removed documents whose text is kept for a look, per rule; or all (of cuts, 20 times as many)"
     )
     unreachable: Literal["stop", "skip"] = Field(
@@ -305,7 +328,9 @@ class CorpusConfig(Config):
         default="local", description="where batches are worked on; ray takes the cluster's address from RAY_ADDRESS"
     )
     buckets: BucketsConfig = Field(default_factory=BucketsConfig, description="memory of what compares documents")
-    seed: int = Field(default=0, description="of the held-out split, the removed sample and the hash functions")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="of the held-out split, the removed sample and the hash functions"
+    )
 
     @model_validator(mode="before")
     @classmethod

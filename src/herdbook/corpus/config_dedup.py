@@ -6,6 +6,7 @@ LLaMA-2 (arXiv 2307.09288, appendix A.6). Light on purpose: recipes import this 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from herdbook.units import Bytes, Count, Share
 
 AtLeastTwo = Annotated[Count, Field(ge=2)]
 Positive = Annotated[Count, Field(ge=1)]
+Natural = Annotated[Count, Field(ge=0)]
 Fraction = Annotated[Share, Field(ge=0, le=1)]
 
 
@@ -46,7 +48,7 @@ class SubstringConfig(Config):
     snap: Literal["none", "word", "line"] = Field(
         default="none", description="shrink passages to whole words or lines, for tokens that end inside of them"
     )
-    min_characters: Count = Field(default=20, description="drop documents with less left (white space not counted)")
+    min_characters: Natural = Field(default=20, description="drop documents with less left (white space not counted)")
 
 
 class ContaminationConfig(Config):
@@ -56,19 +58,22 @@ class ContaminationConfig(Config):
     `llama2`: matches of more than `min_match` tokens that begin with `min_match` equal ones and differ in at most `skips`.
     """
 
-    sets: list[str] = Field(default_factory=list, description="evaluation sets as jsonl files; none: nothing is compared")
+    sets: list[str] = Field(
+        default_factory=list, description="evaluation sets: jsonl or parquet files, or names (gsm8k) of sets in `folder`"
+    )
+    folder: Path | None = Field(default=None, description="where the files of sets by name lie, as from the hub or llm-foundry")
     method: Literal["gpt3", "llama2"] = Field(default="gpt3", description="what counts as a match")
     min_ngram: AtLeastTwo = Field(default=8, description="gpt3: the shortest n-gram, in words")
     max_ngram: AtLeastTwo = Field(default=13, description="gpt3: the longest n-gram, in words")
     min_match: AtLeastTwo = Field(default=10, description="llama2: a match has more tokens than this")
-    skips: Count = Field(default=4, description="llama2: tokens within a match that may differ")
+    skips: Natural = Field(default=4, description="llama2: tokens within a match that may differ")
     max_documents: Positive | None = Field(
         default=10, description="gpt3: ignore n-grams found in more documents, they are common phrases; null keeps all"
     )
     action: Literal["cut", "drop"] = Field(default="cut", description="cut around matches, or drop the document")
-    window: Count = Field(default=200, description="characters to cut on each side of a match")
-    min_piece: Count = Field(default=200, description="characters; shorter pieces between cuts are dropped")
-    max_pieces: Count = Field(default=10, description="drop documents that fall into more pieces")
+    window: Natural = Field(default=200, description="characters to cut on each side of a match")
+    min_piece: Natural = Field(default=200, description="characters; shorter pieces between cuts are dropped")
+    max_pieces: Positive = Field(default=10, description="drop documents that fall into more pieces")
     min_share: Fraction = Field(default=0.0, description="leave documents alone with at most this share of words in matches")
     dirty_share: Fraction = Field(default=0.8, description="llama2: items with this share of tokens in matches are `dirty`")
     clean_share: Fraction = Field(default=0.2, description="llama2: items with a smaller share are `clean`")

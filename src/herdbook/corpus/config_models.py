@@ -63,7 +63,7 @@ class TrainerConfig(Config):
         default=None, description="rows that n-grams share; null: two for each n-gram of the texts, 2 million at most"
     )
     epochs: Positive = Field(default=5, description="times that every document is seen")
-    lr: Annotated[float, Field(gt=0, le=10)] = Field(
+    lr: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(
         default=0.1, description="learning rate at the start; falls to zero linearly"
     )
     max_bytes: TextBytes = Field(

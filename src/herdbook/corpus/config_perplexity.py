@@ -14,7 +14,7 @@ from herdbook.units import Bytes
 
 Bucket = Literal["head", "middle", "tail"]
 BUCKETS: tuple[Bucket, ...] = ("head", "middle", "tail")
-Perplexity = Annotated[float, Field(gt=1)]
+Perplexity = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
 
 class PerplexityConfig(Config):

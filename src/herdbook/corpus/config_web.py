@@ -124,7 +124,7 @@ class FineWebConfig(Config):
     )
     short_line: Positive = Field(default=30, description="a line with fewer characters is short")
     max_short_lines: Fraction | None = Field(default=0.67, description="drop at this share of short lines, or more")
-    max_newlines: Annotated[float, Field(gt=0)] | None = Field(
+    max_newlines: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="drop above so many newlines a word; datatrove's rule against lists"
     )
 

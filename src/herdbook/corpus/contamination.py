@@ -15,10 +15,8 @@ million n-grams of items, one n-gram of a document in 2^44 matches by chance.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +24,7 @@ import numpy.typing as npt
 
 from herdbook.corpus.config_dedup import ContaminationConfig
 from herdbook.corpus.filters import Removal
-from herdbook.corpus.readers import open_bytes
 from herdbook.corpus.words import Array, ngram_hashes, word_hashes
-from herdbook.errors import UserError
 
 Places = npt.NDArray[np.int64]
 
@@ -63,44 +59,6 @@ class Verdict(NamedTuple):
 def words_of(text: str) -> list[str]:
     """The words of a text as they are compared: without punctuation, in lower case."""
     return [word.lower() for word in _WORD.findall(text)]
-
-
-def read_items(path: Path, task: str | None = None, text_key: str | None = None) -> Iterator[Item]:
-    """The items of an evaluation set: jsonl, plain or compressed.
-
-    Args:
-        task: what reports call it; the file's name without endings by default.
-        text_key: the field to look for; all strings of an item by default, those in lists and mappings too.
-
-    An item's `id` field is its name, else its line. Raises UserError for a line that is no JSON object, or lacks the field.
-    """
-    name = task or path.name.split(".")[0]
-    with open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(
-                    "this line is not a JSON object", where=f"{path}:{number}", todo="evaluation sets are jsonl files"
-                )
-            if text_key is not None and text_key not in row:
-                raise UserError(
-                    f"there is no field {text_key!r}", where=f"{path}:{number}", todo=f"fields here: {', '.join(row)}"
-                )
-            texts = list(_strings(row if text_key is None else row[text_key]))
-            yield Item(name, str(row.get("id", number)), texts)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
 
 
 class EvaluationIndex:
@@ -252,6 +210,13 @@ def _matches(tokens: Array, grams: _Grams, common: npt.NDArray[np.bool_]) -> Ite
     begins = np.flatnonzero(np.concatenate((np.ones(min(1, len(positions)), bool), ~goes_on)))
     lengths = np.diff(np.append(begins, len(positions)))
     yield from zip(positions[begins].tolist(), places[begins].tolist(), lengths.tolist(), strict=True)
+
+
+def hit_texts(text: str, hits: Iterable[Hit]) -> Iterator[str]:
+    """What stands in a text at each of its hits."""
+    words = [match.span() for match in _WORD.finditer(text)]
+    for hit in hits:
+        yield text[words[hit.start][0] : words[hit.start + hit.length - 1][1]]
 
 
 def decontaminate(text: str, hits: list[Hit], cfg: ContaminationConfig) -> Verdict:

@@ -38,10 +38,10 @@ from herdbook.corpus.readers import source_files
 from herdbook.corpus.reasons import REASONS as READ_REASONS
 from herdbook.corpus.reasons import advice, file_warnings, in_words
 from herdbook.corpus.records import Skip
+from herdbook.corpus.split import Split
 from herdbook.corpus.urlfilter import prepare
 from herdbook.corpus.urls import SEEN, SeenUrls, seen_file
 from herdbook.corpus.work import removed_row
-from herdbook.documents import DocumentWriter
 from herdbook.errors import UserError, user_errors
 from herdbook.facts.licenses import UNKNOWN, find_expression
 from herdbook.files import lock, remove_partials, sha256_json, write_json
@@ -63,7 +63,7 @@ def curate(cfg: CorpusConfig, out: Path, terminal: Terminal, *, workers: int | N
     licence forbids what is asked for, and for what is wrong with disks and permissions.
     """
     with user_errors():
-        _refuse_licenses(cfg)
+        refuse_licenses(cfg)
         check_engine(cfg.extract)
         with _locked(out):
             with pedigree.record(out, "corpus", cfg.identity()) as rec:
@@ -78,7 +78,7 @@ def curate(cfg: CorpusConfig, out: Path, terminal: Terminal, *, workers: int | N
 def plan(cfg: CorpusConfig, out: Path, terminal: Terminal) -> int:
     """Write the list of jobs into `out`, for others to do part by part; how many there are. Raises UserError as `curate`."""
     with user_errors():
-        _refuse_licenses(cfg)
+        refuse_licenses(cfg)
         check_engine(cfg.extract)
         with _locked(out):
             return len(_Curation(cfg, out, terminal, pedigree.cores()).jobs())
@@ -146,7 +146,7 @@ def require_sources(cfg: CorpusConfig) -> None:
             raise UserError(f"{what} (corpus.sources.{index}.path)", where=skip.where, todo="check the path")
 
 
-def _refuse_licenses(cfg: CorpusConfig) -> None:
+def refuse_licenses(cfg: CorpusConfig) -> None:
     """With `commercial`, refuse sources whose licence forbids it before anything is read."""
     for index, source in enumerate(cfg.sources):
         license_id = builtin.license_of(source)
@@ -183,16 +183,22 @@ class _Curation:
         self.do(jobs)
         self._demand_all_fetched(jobs)
         blocks = blocks_of(jobs, self.work, self.cfg.dedup.minhash.bands)
-        skips = self._count(blocks)
+        skips, unreadable = self._count(blocks)
+        if unreadable is not None:
+            self._leave_ledger(blocks, np.zeros(len(blocks), bool))
+            raise unreadable
         scratch = self.work / "compare"
         shutil.rmtree(scratch, ignore_errors=True)
         comparison = Comparison(blocks, self.cfg, self.funnel, scratch)
         with self.terminal.progress("comparing documents"):
             comparison.run()
-        self._write(blocks, comparison, scratch)
-        parts = [*(block.ledger for block in blocks.blocks), part_files(scratch, "compare")]
-        assemble(parts, self.out, self.cfg.removed_sample, self.cfg.seed)
-        write_json(self.out / "funnel.json", self._funnel_dict())
+        stay, whole = self._write(blocks, comparison, scratch)
+        # Of a corpus that came to nothing the ledger is what is of use: it is left whatever the end.
+        self._leave_ledger(blocks, stay, part_files(scratch, "compare"))
+        if not whole:
+            raise self._nothing_left(int(stay.sum()))
+        if self.cfg.dedup.urls.enabled:
+            self._keep_addresses(blocks, stay)
         self._note(rec, jobs)
         self._show(skips)
 
@@ -248,8 +254,8 @@ class _Curation:
                 todo="run again to try them once more (the rest is done), or set corpus.unreachable=skip",
             )  # fmt: skip
 
-    def _count(self, blocks: Blocks) -> dict[str, list[Skip]]:
-        """Add up what the jobs counted. Raises UserError if not a single record is text; warns of sources without."""
+    def _count(self, blocks: Blocks) -> tuple[dict[str, list[Skip]], UserError | None]:
+        """Add up what the jobs counted; the error to end with if not a single record is text. Warns of sources without."""
         skips: dict[str, list[Skip]] = {source.name: [] for source in self.sources}
         texts: Counter[str] = Counter()
         for block in blocks.blocks:
@@ -263,56 +269,67 @@ class _Curation:
                 words = f"the source {source.name!r} has nothing that can be read: {in_words(found)}"
                 if not any(texts.values()):
                     where = ", ".join(source.paths) or f"builtin: {source.builtin}"
-                    raise UserError(words, where=where, todo=advice(found))
+                    return skips, UserError(words, where=where, todo=advice(found))
                 self.terminal.warn(words)
-        return skips
+        return skips, None
 
-    def _write(self, blocks: Blocks, comparison: Comparison, scratch: Path) -> None:
-        """Write what stays to its side of the split, and the rest to the ledger."""
+    def _write(self, blocks: Blocks, comparison: Comparison, scratch: Path) -> tuple[npt.NDArray[np.bool_], bool]:
+        """Write what stays to its side of the split, and the rest to the ledger.
+
+        Returns which documents stay, and whether any is there to train on; if not, none is written.
+        """
         names = Names(blocks, scratch / "names")
         ledger = LedgerWriter(scratch, "compare", self.cfg.removed_sample, self.cfg.seed)
         passages = Passages(self.cfg.dedup, self.funnel, names, ledger)
         alive = comparison.alive()
         removed_by = comparison.removed_by
         passages.look(lambda: (row for number, row in enumerate(blocks.rows()) if not removed_by[number]), alive, scratch)
-        stay = np.zeros(len(blocks), bool)
-        heldout_limit, lowest = int(self.cfg.heldout * 2**63), self._lowest_places(blocks, comparison)
-        with (
-            self.terminal.progress("writing", len(blocks)) as progress,
-            DocumentWriter(self.out, "documents") as train,
-            DocumentWriter(self.out, "heldout") as heldout,
-        ):
-            rows = enumerate(blocks.rows())
-            for _, marks in blocks.marks():
-                progress.advance(len(marks))
-                for place, (number, row) in zip(np.array(marks["place"]).tolist(), rows, strict=False):
-                    if removed_by[number]:
-                        self._drop_duplicate(row, number, comparison, names, ledger)
-                        continue
-                    removal = passages.judge(row)
-                    if removal is not None:
-                        ledger.remove(removed_row(row, removal))
-                        continue
-                    stay[number] = True
-                    size = len(row["text"].encode())
-                    self.licenses.add(row["license"])
-                    count = self.funnel.source(row["source"])
-                    if place < heldout_limit or place in lowest:
-                        heldout.write(row)
-                        count.heldout_documents += 1
-                        count.heldout_bytes += size
-                    else:
-                        train.write(row)
-                        count.documents_out += 1
-                        count.bytes_out += size
-            passages.write(self.out)
+        split = Split(self.out, blocks, comparison, self.cfg.heldout, self.funnel, scratch)
+        try:
+            with self.terminal.progress("writing", len(blocks)) as progress:
+                rows = enumerate(blocks.rows())
+                for _, marks in blocks.marks():
+                    progress.advance(len(marks))
+                    for place, (number, row) in zip(np.array(marks["place"]).tolist(), rows, strict=False):
+                        if removed_by[number]:
+                            self._drop_duplicate(row, number, comparison, names, ledger)
+                        elif (removal := passages.judge(row)) is not None:
+                            ledger.remove(removed_row(row, removal))
+                        else:
+                            self.licenses.add(row["license"])
+                            split.write(number, place, row)
             ledger.close()
-            if not train.rows:
-                raise UserError(
-                    f"no document is left: {self._losses()}", todo="loosen the rule that removes most, or give more text"
-                )
-        if self.cfg.dedup.urls.enabled:
-            self._keep_addresses(blocks, stay)
+            passages.write(self.out)
+            whole = split.finish()
+            if whole:
+                split.close()
+            else:
+                split.drop()
+        except BaseException:
+            split.drop()
+            ledger.drop()
+            raise
+        return split.stay, whole
+
+    def _leave_ledger(self, blocks: Blocks, stay: npt.NDArray[np.bool_], *more: tuple[Path, Path]) -> None:
+        """Write `removed-*`, `cuts-*` and the funnel, of the blocks and of `more`, which knows itself what stays."""
+        ends = np.cumsum([block.documents for block in blocks.blocks], dtype=np.int64)
+        stays = [stay[end - block.documents : end] for end, block in zip(ends.tolist(), blocks.blocks, strict=True)]
+        assemble([*(block.ledger for block in blocks.blocks), *more], self.out, self.cfg.removed_sample, self.cfg.seed,
+                 [*stays, *(None for _ in more)])  # fmt: skip
+        write_json(self.out / "funnel.json", self._funnel_dict())
+
+    def _nothing_left(self, heldout: int) -> UserError:
+        """What to end with when there is nothing to train on."""
+        if heldout:
+            return UserError(
+                f"no document is left to train on: {heldout:,} held out",
+                todo="set corpus.heldout=0, or give more text",
+            )
+        return UserError(
+            f"no document is left: {self._losses()}",
+            todo=f"loosen the rule that removes most, or give more text; {self.out}/removed-*.parquet has what went and why",
+        )
 
     def _keep_addresses(self, blocks: Blocks, stay: npt.NDArray[np.bool_]) -> None:
         """Leave the addresses kept so far, here and in the corpora before, for those that come after."""
@@ -321,17 +338,6 @@ class _Curation:
             seen = seen.add(np.array(SeenUrls(seen_file(name)).hashes))
         for hashes in kept_addresses(blocks, stay):
             seen = seen.add(hashes)
-
-    def _lowest_places(self, blocks: Blocks, comparison: Comparison) -> set[int]:
-        """For each source the lowest place: where chance leaves it without a held-out document, it can be measured too."""
-        lowest: dict[str, int] = {}
-        highest: dict[str, int] = {}
-        for start, block in blocks.parts():
-            places = block.marks()["place"][comparison.alive(start, start + block.documents) - start]
-            if len(places):
-                lowest[block.source] = min(lowest.get(block.source, 1 << 63), int(places.min()))
-                highest[block.source] = max(highest.get(block.source, 0), int(places.max()))
-        return {place for source, place in lowest.items() if place < highest[source]} if self.cfg.heldout else set()
 
     def _drop_duplicate(
         self, row: dict[str, Any], number: int, comparison: Comparison, names: Names, ledger: LedgerWriter

@@ -21,7 +21,9 @@ from herdbook.corpus import builtin
 from herdbook.corpus.blocks import Block, Blocks, BlockWriter, committed
 from herdbook.corpus.classifier import CARD
 from herdbook.corpus.config import CorpusConfig, Source
+from herdbook.corpus.evaluation_items import evaluation_files
 from herdbook.corpus.funnel import Funnel
+from herdbook.corpus.located import Located
 from herdbook.corpus.places import find_places, is_url
 from herdbook.corpus.records import Record, Skip
 from herdbook.corpus.shards import Shard, make_shards, read_shard, split_size
@@ -136,11 +138,14 @@ def _local_files(source: Source) -> list[Path]:
 
 
 def list_paths(cfg: CorpusConfig) -> list[Path]:
-    """The files and folders that rules are made of: lists, models, evaluation sets."""
+    """The files and folders that rules are made of: lists, models, evaluation sets.
+
+    Raises UserError for an evaluation set that is not there.
+    """
     url = cfg.url
     names: list[str | None] = [*url.blocklists, url.strict_words, url.hard_words, url.soft_words] if url.enabled else []
     names += [cfg.c4.bad_words] if cfg.c4.enabled else []
-    names += cfg.dedup.contamination.sets
+    names += [str(path) for _, path in evaluation_files(cfg.dedup.contamination)]
     names += [str(seen_file(name)) for name in cfg.dedup.urls.against] if cfg.dedup.urls.enabled else []
     names += [cfg.classifier.model, cfg.perplexity.model]
     if cfg.classifier.model is not None:
@@ -295,7 +300,8 @@ def _one_by_one(task: Task, ask: Callable[[Any], Any]) -> Result:
             part = Result(task.source.name, Funnel())
             if isinstance(item, Skip):
                 raise
-            crash = Skip("crashed", item.url or item.id, len(item.payload), "the process that worked on this record died")
+            said = "the process that worked on this record died"
+            crash = Located("crashed", item.url or item.id, len(item.payload), said, item.file, item.offset)
             skip_record(crash, task.source, part)
         total.merge(part)
     return total

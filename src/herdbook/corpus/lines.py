@@ -20,15 +20,18 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from herdbook.corpus.config_web import LinesConfig
 from herdbook.corpus.filters import Removal
 from herdbook.corpus.language import UNSPACED
-from herdbook.corpus.words import DIGIT, SPACE, UPPER, Index, Kinds, code_points, kinds
+from herdbook.corpus.words import DIGIT, SPACE, UPPER, Codes, Index, code_points, kinds
 
 _NEWLINE = ord("\n")
-_BEGIN = np.uint8(128)  # of a word, beside the kinds of characters
-_COUNTED = (int(UPPER), int(DIGIT), int(SPACE), int(_BEGIN))  # the last has the sign bit, and lines have fewer words than that
+_COUNTED = (int(SPACE), int(UPPER), int(DIGIT))
+_WIDTH = 21  # bits of a count, so that three are summed as one number
+_MASK = (1 << _WIDTH) - 1
+_PLANE = 1 << 16
 _LONGEST_COUNTER = 60  # characters
 _COUNTER = re.compile(
     r"\W*\d[\d.,]*\s?[kmb]?\+?\s+(?:likes?|shares?|comments?|repl(?:y|ies)|retweets?|reposts?|quotes?|bookmarks?"
@@ -37,6 +40,8 @@ _COUNTER = re.compile(
 )
 _LOWER_ASCII = "\u212a\u0130"  # what is not ASCII but is in lower case: the sign for Kelvin and the I with a dot
 _WORDS = re.compile(r"\w+")
+_GAPS = re.compile(r"\n\n\n+")
+_Near = npt.NDArray[np.uint16]
 
 
 class _Phrases(NamedTuple):
@@ -77,9 +82,8 @@ def correct_lines(text: str, cfg: LinesConfig, language: str | None = None) -> C
     phrases = _find_phrases(text, cfg) if spaced else []
     if not flaws and not phrases:
         return Corrected(text, None, [])
-    sizes = measured.words if spaced else measured.solid
-    before = after = int(sizes.sum())
     cuts: list[tuple[str, str]] = []
+    lost = 0  # words, or characters
     if phrases:
         kept: list[str] = []
         for number, line in enumerate(lines):
@@ -87,19 +91,20 @@ def correct_lines(text: str, cfg: LinesConfig, language: str | None = None) -> C
                 cuts.append((flaws[number], line.strip()))
             elif (shorter := _cut_phrases(line.strip(), cfg.short_line, phrases, cuts)) is not None:
                 kept += [shorter] if shorter else []
-                after -= int(sizes[number]) - len(shorter.split())
+                lost += int(measured.words[number]) - len(shorter.split())
             else:
                 kept.append(line)
     else:
         cuts = [(rule, lines[number].strip()) for number, rule in flaws.items()]
         kept = _without(lines, flaws)
-    after -= int(sizes[list(flaws)].sum())
     if not cuts:
         return Corrected(text, None, [])
+    sizes = measured.words if spaced else measured.solid
+    lost += int(sizes[list(flaws)].sum())
     left = "\n".join(kept).strip()
-    while "\n\n\n" in left:
-        left = left.replace("\n\n\n", "\n\n")
-    flagged = (before - after) / before
+    if "\n\n\n" in left:
+        left = _GAPS.sub("\n\n", left)
+    flagged = lost / int(sizes.sum())
     if cfg.max_flagged is not None and flagged > cfg.max_flagged:
         return Corrected(left, Removal("flagged_lines", flagged, cfg.max_flagged), cuts)
     return Corrected(left, None, cuts)
@@ -115,9 +120,8 @@ def _without(lines: list[str], numbers: Iterable[int]) -> list[str]:
 
 
 class _Lines(NamedTuple):
-    """What lines have, each of shape (lines,); `length` is without the white space around a line, `solid` without any."""
+    """What lines have, each of shape (lines,); `solid` are characters that are no white space."""
 
-    length: Index
     solid: Index
     words: Index
     upper: Index
@@ -125,63 +129,78 @@ class _Lines(NamedTuple):
 
 
 def _measure(text: str) -> _Lines:
-    """All lines at once, from what each character is."""
-    codes = code_points(text + "\n")
-    kind = kinds(codes)
-    (starts,) = (codes == _NEWLINE).nonzero()
-    starts[1:] = starts[:-1] + 1
-    starts[0] = 0
-    solid = (kind & SPACE) == 0
-    begins = solid[1:] > solid[:-1]
-    kind[1:] += begins.view(np.uint8) << np.uint8(7)
-    kind[0] += solid[0] * _BEGIN
-    upper, digits, spaces, words = _count_kinds(kind, starts, _COUNTED)
-    lengths = np.empty_like(starts)
-    lengths[:-1] = starts[1:] - starts[:-1]
-    lengths[-1] = len(codes) - starts[-1]
-    solids = lengths - spaces
-    after = np.cumsum(solids)
-    (places,) = solid.nonzero()
-    length = np.zeros_like(solids)
-    if len(places):  # a line without any takes the places of others, and they are multiplied away
-        length = (places[after - 1] + 1 - places[np.minimum(after - solids, len(places) - 1)]) * (solids > 0)
-    return _Lines(length, solids, words, upper, digits)
+    """All lines at once: each character is looked up once, and what it is is summed by line."""
+    codes, known = _codes(text + "\n")
+    (ends,) = (codes == _NEWLINE).nonzero()
+    starts = np.zeros_like(ends)
+    np.add(ends[:-1], 1, out=starts[1:])
+    if len(codes) < 1 << _WIDTH:
+        values = _packed(_COUNTED, known is codes).take(known)
+        sums = np.add.reduceat(values, starts)
+        spaces, upper, digits = sums & _MASK, sums >> _WIDTH & _MASK, sums >> 2 * _WIDTH
+    else:
+        each = [_packed((kind,), known is codes).take(known) for kind in _COUNTED]
+        spaces, upper, digits = (np.add.reduceat(values, starts) for values in each)
+        values = each[0]
+    space = values.astype(np.uint8)  # the lowest bits
+    after = np.zeros(len(space), np.bool_)  # whether white space follows on a word
+    np.greater(space[1:], space[:-1], out=after[:-1])
+    solid = ends - starts
+    solid -= spaces - 1
+    return _Lines(solid, np.add.reduceat(after.astype(np.int64), starts), upper, digits)
 
 
-def _count_kinds(kind: Kinds, starts: Index, wanted: tuple[int, ...]) -> list[Index]:
-    """How many characters of each wanted kind the lines from `starts` on have; several counts are summed as one number."""
-    width = 16 if len(kind) < 1 << 16 else 32
-    counts: list[Index] = []
-    for begin in range(0, len(wanted), 64 // width):
-        some = wanted[begin : begin + 64 // width]
-        sums = np.add.reduceat(_packed(some, width).take(kind), starts)
-        counts += [(sums >> at * width) & ((1 << width) - 1) for at in range(len(some))]
-    return counts
+def _codes(text: str) -> tuple[Codes | _Near, Codes | _Near]:
+    """The characters of a text as numbers, and by what to look them up: the same if all are below 65,536, else their kinds."""
+    if text.isascii():
+        codes = code_points(text)
+        return codes, codes
+    packed = text.encode("utf-16-le", "surrogatepass")
+    if len(packed) == 2 * len(text):  # half the bytes of UTF-32
+        near = np.frombuffer(packed, np.uint16)
+        return near, near
+    codes = code_points(text)
+    return codes, kinds(codes)
 
 
-@lru_cache(maxsize=4)
-def _packed(bits: tuple[int, ...], width: int) -> Index:
-    """For each kind of character the sum of 2^(width·i) over those bits i that it has, shape (256,)."""
-    values = [sum((kind & bit > 0) << at * width for at, bit in enumerate(bits)) for kind in range(256)]
-    return np.array(values, np.int64)
+@lru_cache(maxsize=8)
+def _packed(bits: tuple[int, ...], direct: bool) -> Index:
+    """Which kinds a character is of, the first in the lowest bits: for each of the first 65,536, or for each set of kinds."""
+    known = kinds(np.arange(_PLANE, dtype=np.uint32)) if direct else np.arange(256, dtype=np.uint8)
+    return sum(
+        ((known & bit > 0).astype(np.int64) << at * _WIDTH for at, bit in enumerate(bits)), np.zeros(len(known), np.int64)
+    )
 
 
 def _flaws(lines: list[str], measured: _Lines, cfg: LinesConfig, spaced: bool) -> dict[int, str]:
     """The rule that drops a line, by the line's number in rising order; of several rules the first."""
-    rules = ("", "upper_case", "only_digits", "counter", "single_word" if cfg.min_words == 2 else "few_line_words")
-    flaw = np.zeros(len(lines), np.int8)  # from the last rule to the first, so that the first has the last word
-    if cfg.min_words is not None and spaced:
-        flaw[measured.words < cfg.min_words] = 4
-    if cfg.counters:
-        likely = (measured.digits > 0) & (measured.length < _LONGEST_COUNTER) & (measured.words > 1)
-        flaw[[number for number in likely.nonzero()[0].tolist() if _COUNTER.match(lines[number])]] = 3
-    if cfg.digits:
-        flaw[measured.digits == measured.solid] = 2
+    solid, upper, digits = measured.solid, measured.upper, measured.digits
+    likely = np.zeros(len(lines), np.bool_)  # what counts alone cannot tell is left open: white space within a line
     if cfg.max_upper is not None:
-        flaw[measured.upper > cfg.max_upper * measured.length] = 1
-    flaw[measured.solid == 0] = 0
-    (numbers,) = flaw.nonzero()
-    return {number: rules[rule] for number, rule in zip(numbers.tolist(), flaw[numbers].tolist(), strict=True)}
+        likely |= upper > cfg.max_upper * solid
+    if cfg.digits:
+        likely |= digits == solid
+    if cfg.counters:
+        likely |= (digits > 0) & (solid < _LONGEST_COUNTER)
+    least = cfg.min_words if spaced else None
+    if least is not None:
+        likely |= measured.words < least
+    likely &= solid > 0
+    flaws: dict[int, str] = {}
+    few = "single_word" if least == 2 else "few_line_words"
+    (numbers,) = likely.nonzero()
+    of_numbers = (array[numbers].tolist() for array in (solid, measured.words, upper, digits))
+    for number, characters, words, capitals, figures in zip(numbers.tolist(), *of_numbers, strict=True):
+        line = lines[number].strip()
+        if cfg.max_upper is not None and capitals > cfg.max_upper * len(line):
+            flaws[number] = "upper_case"
+        elif cfg.digits and figures == characters:
+            flaws[number] = "only_digits"
+        elif cfg.counters and figures and len(line) < _LONGEST_COUNTER and _COUNTER.match(lines[number]):
+            flaws[number] = "counter"
+        elif least is not None and words < least:
+            flaws[number] = few
+    return flaws
 
 
 def _find_phrases(text: str, cfg: LinesConfig) -> list[_Phrases]:

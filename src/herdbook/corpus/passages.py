@@ -1,8 +1,8 @@
 """What is cut out of documents that stay: passages that stand elsewhere in the corpus, and passages of evaluation sets.
 
 Both need all documents that stay before the first is written, so they come after deduplication: `look` reads them once (or
-twice), `judge` then edits them one by one in the same order. Each copy that is cut is told with where else it
-stands; of evaluation sets the report tells the items.
+twice), `judge` then edits them one by one in the same order. Each copy that is cut is told with where else it stands, and
+each hit of an evaluation set with the item it is of; the report counts the items.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import numpy.typing as npt
 
 from herdbook.corpus.blocks import Names
 from herdbook.corpus.config import DedupConfig
-from herdbook.corpus.contamination import EvaluationIndex, decontaminate, read_items, words_of
+from herdbook.corpus.contamination import EvaluationIndex, Hit, decontaminate, hit_texts, words_of
+from herdbook.corpus.evaluation_items import evaluation_files, read_items
 from herdbook.corpus.filters import Removal
 from herdbook.corpus.funnel import Funnel, Step, example
-from herdbook.corpus.ledger import LedgerWriter
+from herdbook.corpus.ledger import CONTAMINATION, LedgerWriter
 from herdbook.corpus.substring import Span, apply_spans, find_spans, word_tokens
-from herdbook.errors import UserError
 from herdbook.files import write_json
 
 Rows = Iterable[dict[str, Any]]
+_ITEMS_NAMED = 3  # items of evaluation sets that the reason of a removal names
 
 
 class Passages:
@@ -40,6 +41,7 @@ class Passages:
         self.cfg, self.funnel, self._ids, self._ledger = cfg, funnel, ids, ledger
         self._alive: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._spans: Iterator[list[Span]] | None = None
+        self._cuts: list[dict[str, Any]] = []  # of the document at hand
         self._index = EvaluationIndex(_items(cfg), cfg.contamination) if cfg.contamination.sets else None
 
     def look(self, rows: Callable[[], Rows], alive: npt.NDArray[np.int64], scratch: Path) -> None:
@@ -55,7 +57,12 @@ class Passages:
 
     def judge(self, row: dict[str, Any]) -> Removal | None:
         """Edit the next document's text in place; why it goes, if it does."""
-        return self._substring(row) or self._contamination(row)
+        self._cuts = []
+        removal = self._substring(row) or self._contamination(row)
+        for cut in self._cuts:
+            # Whatever was to become of a passage, it goes with its document.
+            self._ledger.cut({**cut, "decision": "removed"} if removal else cut)
+        return removal
 
     def _substring(self, row: dict[str, Any]) -> Removal | None:
         if self._spans is None:
@@ -69,18 +76,19 @@ class Passages:
             done = apply_spans(row["text"], offsets, spans, self.cfg.substring)
             removal = done.removal
             if removal is None and done.cuts:
-                step.edits["passage"] += len(done.cuts)
                 self._note(row, spans, offsets)
                 row["text"] = done.text.strip()
                 removal = None if row["text"] else Removal("few_characters", 0, self.cfg.substring.min_characters)
+                step.edits["passage"] += len(done.cuts) if removal is None else 0
         step.cpu_s += time.process_time() - began
         return self._end(step, row, removal)
 
     def _note(self, row: dict[str, Any], spans: list[Span], offsets: Any) -> None:
+        decision = "masked" if self.cfg.substring.variant == "mask" else "cut"
         for number, span in enumerate(spans):
             begin, end = int(offsets[span.start, 0]), int(offsets[span.end - 1, 1])
-            self._ledger.cut(
-                {"id": row["id"], "number": number, "rule": "passage", "text": row["text"][begin:end],
+            self._cuts.append(
+                {"id": row["id"], "number": number, "rule": "passage", "decision": decision, "text": row["text"][begin:end],
                  "words": span.end - span.start, "also_in": self._ids[int(self._alive[span.other_document])],
                  "also_at": span.other_start}
             )  # fmt: skip
@@ -92,12 +100,20 @@ class Passages:
         began = time.process_time()
         hits = self._index.find_hits(words_of(row["text"]))
         verdict = decontaminate(row["text"], hits, self.cfg.contamination) if hits else None
-        if verdict is not None and verdict.removal is None:
-            text = "\n\n".join(verdict.pieces).strip()
-            step.edits["passage"] += len(hits) if text != row["text"] else 0
-            row["text"] = text
+        removal = None
+        if verdict is not None:
+            removal = verdict.removal and verdict.removal._replace(detail=_items_in_words(hits))
+            kept = verdict.pieces == [row["text"]]
+            self._cuts += [
+                {"id": row["id"], "number": number, "rule": CONTAMINATION, "decision": "kept" if kept else "cut", "text": text,
+                 "words": hit.length, "evaluation_set": hit.task, "item": hit.item, "also_at": hit.item_start}
+                for number, (hit, text) in enumerate(zip(hits, hit_texts(row["text"], hits), strict=True))
+            ]  # fmt: skip
+            if removal is None and not kept:
+                step.edits["passage"] += len(hits)
+                row["text"] = "\n\n".join(verdict.pieces).strip()
         step.cpu_s += time.process_time() - began
-        return self._end(step, row, verdict.removal if verdict else None)
+        return self._end(step, row, removal)
 
     def _begin(self, name: str, row: dict[str, Any]) -> Step:
         step = self.funnel.steps[name]
@@ -119,9 +135,13 @@ class Passages:
             write_json(out / "contamination.json", self._index.report())
 
 
+def _items_in_words(hits: list[Hit]) -> str:
+    """`quiz: q1, q7 and 3 more`: what a document has of evaluation sets."""
+    names = list(dict.fromkeys(f"{hit.task}: {hit.item}" for hit in hits))
+    more = f" and {len(names) - _ITEMS_NAMED} more" if len(names) > _ITEMS_NAMED else ""
+    return ", ".join(names[:_ITEMS_NAMED]) + more
+
+
 def _items(cfg: DedupConfig) -> Iterator[Any]:
-    for name in cfg.contamination.sets:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError("there is no such evaluation set", where=path, todo="name a jsonl file")
-        yield from read_items(path)
+    for name, path in evaluation_files(cfg.contamination):
+        yield from read_items(path, name)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from herdbook.corpus.arc import Arc, read_arc
 from herdbook.corpus.config import Source
+from herdbook.corpus.located import Located, locate
 from herdbook.corpus.places import SUFFIXES, base_name, find_places, is_url, open_place, relative_name
 from herdbook.corpus.records import Record, Skip, is_binary
 from herdbook.corpus.warc import GZIP, ZSTD, Warc, looks_like_html, read_record, read_warc, unfold
@@ -56,11 +57,13 @@ def read_place(
             group), any bytes; of others, everything begins at byte 0.
     """
     try:
-        yield from _read(place, root, kind, source, max_bytes, begin, end)
+        for item in _read(place, root, kind, source, max_bytes, begin, end):
+            yield locate(item, place)
     except OSError as error:
         reason = _reason(error)
         if begin == 0 or reason in ("unreachable", "broken_file"):
-            yield Skip(reason, place, detail="" if reason in ("no_permission", "missing_path") else str(error)[:300])
+            detail = "" if reason in ("no_permission", "missing_path") else str(error)[:300]
+            yield Located(reason, place, detail=detail, file=place)
 
 
 def _reason(error: OSError) -> str:
@@ -187,9 +190,9 @@ def _read_html(place: str, root: str, source: Source, max_bytes: int) -> Iterato
         return
     name = relative_name(place, root)
     if len(body) > max_bytes:
-        yield Skip("too_large", place, len(body))
+        yield Located("too_large", place, len(body), file=place, offset=0)
     elif not body.strip():
-        yield Skip("empty_file", place)
+        yield Located("empty_file", place, file=place, offset=0)
     else:
         yield Record(f"{source.name}/{name}", body, "html", url=name, file=place, offset=0)
 
@@ -220,9 +223,9 @@ def _jsonl_items(
             for number, (at, line) in enumerate(_lines(stream, begin, end, max_bytes), 1):
                 where = f"{place}:{number}" if begin == 0 else f"{place} at byte {at}"
                 if line is None:
-                    yield Skip("too_large", where, max_bytes)
+                    yield Located("too_large", where, max_bytes, file=place, offset=at)
                 elif line.strip():
-                    yield _from_line(line, where, f"{source.name}/{name}@{at}", source, place, at)
+                    yield locate(_from_line(line, where, f"{source.name}/{name}@{at}", source, place, at), place, at)
     except _broken_stream_errors() as error:
         yield Skip("broken_file", place, detail=str(error)[:300])
 
@@ -378,7 +381,7 @@ def _row_group(
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
             for index in range(batch.num_rows):
                 if only is None or number == only:
-                    yield _from_arrays(arrays, index, number, place, source, max_bytes)
+                    yield locate(_from_arrays(arrays, index, number, place, source, max_bytes), place, number)
                 number += 1
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         _again_if_ours(error)

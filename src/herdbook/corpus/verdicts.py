@@ -1,8 +1,8 @@
 """What became of a document, and what two corpora made differently of the same pages.
 
-`find` looks a document up by id or address in a finished corpus: among those kept, those held out, and the ledger of those
-removed. `replay` reads its record again from where it came and takes it through the steps once more. `diff` compares the
-verdicts of two corpora document by document; memory is some 40 bytes a document.
+`find` looks a document up by id, address or place (FILE@OFFSET) in a finished corpus: among those kept, those held out, and the
+ledger of those removed. `replay` reads its record again from where it came and takes it through the steps once more. `diff`
+compares the verdicts of two corpora document by document; memory is some 40 bytes a document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import xxhash
 from herdbook import pedigree
 from herdbook.corpus import builtin
 from herdbook.corpus.config import CorpusConfig
-from herdbook.corpus.records import Record
+from herdbook.corpus.places import is_url
+from herdbook.corpus.reasons import REASONS
+from herdbook.corpus.records import Skip
 from herdbook.corpus.shards import read_at
 from herdbook.corpus.urlfilter import prepare
 from herdbook.corpus.urls import normal_url
@@ -46,23 +48,36 @@ class Verdict:
 
 
 def find(corpus: Path, name: str) -> list[Verdict]:
-    """The documents with this id or address; of addresses scheme, fragment and case of the host do not matter.
+    """The documents with this id, address or place (`FILE@OFFSET`, as the columns `file` and `offset` say them).
 
-    Raises UserError when the folder is no finished corpus.
+    Of addresses scheme, fragment and case of the host do not matter.
+    A corpus that came to nothing has a ledger too. Raises UserError when the folder is neither that nor a finished corpus.
     """
-    require_corpus(corpus)
+    if not (corpus / "funnel.json").is_file():  # written after the ledger
+        require_corpus(corpus)
     bare = normal_url(name)
     wanted = (pc.field("id") == name) | pc.match_substring(pc.field("url"), bare.rstrip("/"), ignore_case=True)
+    file, _, offset = name.rpartition("@")
+    if place := (file, int(offset)) if file and offset.isdecimal() else None:
+        wanted |= pc.field("offset") == place[1]
     found: list[Verdict] = []
     for kind, pattern in KINDS.items():
         for row in _scan(corpus, pattern, wanted):
-            if row["id"] != name and normal_url(row["url"] or "") != bare:
+            here = place is not None and row["offset"] == place[1] and _same_file(row["file"], place[0])
+            if row["id"] != name and normal_url(row["url"] or "") != bare and not here:
                 continue
-            cuts = list(_scan(corpus, "cuts-*.parquet", pc.field("id") == row["id"]))
-            found.append(Verdict(kind, row, sorted(cuts, key=lambda cut: cut["number"])))
+            # Of two documents with one id, one of which went, each has its own: what was cut says whether its document stays.
+            cuts = _scan(corpus, "cuts-*.parquet", pc.field("id") == row["id"])
+            told = [{"decision": "cut", "evaluation_set": None, **cut} for cut in cuts]  # older corpora do not say
+            found.append(Verdict(kind, row, [cut for cut in told if (cut["decision"] == "removed") == (kind == "removed")]))
             if len(found) == _FOUND:
                 return found
     return found
+
+
+def _same_file(one: str | None, other: str) -> bool:
+    """Whether two names, as recipes write them, are those of one file."""
+    return one is not None and (one == other or (not is_url(one) and Path(one).resolve() == Path(other).resolve()))
 
 
 def by_id(corpus: Path, id_: str) -> Verdict | None:
@@ -90,6 +105,8 @@ def replay(corpus: Path, row: dict[str, Any]) -> list[Trace] | str:
     """A document's way through the steps, from its record; or why the record cannot be read again."""
     if row["file"] is None or row["offset"] is None:
         return "the ledger does not say where this document came from"
+    if not pedigree.exists(corpus):
+        return "nothing was left of this corpus, so its settings are not on record"
     cfg = CorpusConfig.model_validate(require_corpus(corpus)["config"])
     source = next((source for source in cfg.sources if source.name == row["source"]), None)
     if source is None:
@@ -99,7 +116,9 @@ def replay(corpus: Path, row: dict[str, Any]) -> list[Trace] | str:
                        cfg.limits.max_record_bytes)  # fmt: skip
     except OSError as error:
         return f"{row['file']} cannot be read from here: {error.strerror or error}"
-    if not isinstance(item, Record):
+    if isinstance(item, Skip):
+        return f"it cannot be read: {REASONS[item.reason].words if item.reason in REASONS else item.reason}"
+    if item is None:
         return f"there is no record at byte {row['offset']:,} of {row['file']} any more"
     url = prepare(cfg.url, builtin.cache_folder()) if cfg.url.enabled else cfg.url
     return Worker(cfg.model_copy(update={"url": url})).trace(item, source)
@@ -140,7 +159,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
         "with_another_text": len(changed),
         "kept_only_in_a": only["a"][0],
         "kept_only_in_b": only["b"][0],
-        "settings": _settings(manifests[0]["config"], manifests[1]["config"]),
+        "settings": changed_settings(manifests[0]["config"], manifests[1]["config"]),
         "examples": {
             "with_another_text": _named(a, changed),
             **{f"kept_only_in_a: {reason}": _named(a, keys) for reason, keys in only["a"][1].items()},
@@ -209,8 +228,8 @@ def _named(corpus: Path, keys: npt.NDArray[np.uint64]) -> list[str]:
     return found[:_EXAMPLES]
 
 
-def _settings(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
-    """The settings that differ, by dotted name; what is only in one is null in the other."""
+def changed_settings(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
+    """The settings of two corpora that differ, by dotted name; what is only in one is null in the other."""
     flat = [dict(_flat({**config, "sources": _paths(config)})) for config in (a, b)]
     names = sorted({*flat[0], *flat[1]})
     return {name: [flat[0].get(name), flat[1].get(name)] for name in names if flat[0].get(name) != flat[1].get(name)}

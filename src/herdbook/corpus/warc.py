@@ -18,32 +18,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
+from herdbook.corpus.ahead import GZIP as GZIP
+from herdbook.corpus.ahead import PROBE, Ahead, Raw
+from herdbook.corpus.ahead import unfold as unfold
 from herdbook.corpus.places import base_name, open_place
 from herdbook.corpus.records import Record, Skip, is_binary
 
-GZIP = b"\x1f\x8b\x08"
 ZSTD = b"\x28\xb5\x2f\xfd"
 REACH = 512 << 10
 MAX_HEAD = 256 << 10  # bytes of a record's, or an HTTP answer's, headers
 MAX_WASTE = 4 << 30  # unfolded bytes of one unit that may be passed over; more is a bomb
-_PROBE = 4096
-_RAW = 1 << 20
 _FEED = 32 << 10
 _CHUNK = 256 << 10
 _SOMETHING_ELSE = "it begins with something else"
 _HTML = ("text/html", "application/xhtml+xml", "application/xml+xhtml")
 _RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy")
-_BLANK = re.compile(rb"\r?\n\r?\n")
+_BLANK = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+(\d{3})(?!\d)")
 _CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([A-Za-z0-9_:.+-]{1,60})""", re.IGNORECASE)
 _DUMP = re.compile(r"CC-MAIN-\d{4}-\d{2}(?!\d)")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _IS_PART_OF = re.compile(rb"^isPartOf:[ \t]*([A-Za-z0-9][A-Za-z0-9._-]{0,79})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """What the header of a record says; `wanted` is false for requests, metadata and the like."""
 
     length: int
@@ -76,18 +76,24 @@ class Grammar(Protocol):
 class Window:
     """A stream with a look ahead: what `fill` gives, piece by piece; empty at the end."""
 
-    def __init__(self, fill: Callable[[], bytes], pos: int = 0) -> None:
-        self._fill, self._data, self._at = fill, b"", 0
+    def __init__(self, fill: Callable[[], bytes], pos: int = 0, data: bytes = b"") -> None:
+        self._fill, self._data, self._at = fill, data, 0
         self.pos = pos  # bytes taken so far
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes, fewer only at the end."""
-        while len(self._data) - self._at < count and (more := self._fill()):
-            self._data, self._at = self._data[self._at :] + more, 0
-        return self._data[self._at : self._at + count]
+        end = self._at + count
+        while len(self._data) < end and (more := self._fill()):
+            self._data, self._at, end = self._data[self._at :] + more, 0, count
+        return self._data[self._at : end]
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes, gone from the window; fewer only at the end."""
+        begin, end = self._at, self._at + count
+        if begin <= end <= len(self._data):
+            self._at = end
+            self.pos += count
+            return self._data[begin:end]
         parts: list[bytes] = []
         while count > 0 and (part := self.peek(1) and self._data[self._at : self._at + count]):
             self._move(len(part))
@@ -97,6 +103,9 @@ class Window:
 
     def drop(self, count: int) -> int:
         """Pass over `count` bytes; how many there were."""
+        if 0 <= count <= len(self._data) - self._at:
+            self._move(count)
+            return count
         left = count
         while left > 0 and self.peek(1):
             step = min(left, len(self._data) - self._at)
@@ -106,6 +115,8 @@ class Window:
 
     def drop_line_ends(self) -> int:
         """Pass over what stands between records, at most 64 KiB of it; how many bytes that was."""
+        if self.peek(1) not in (b"\r", b"\n"):
+            return 0
         count = 16
         while (head := self.peek(count)) and not head.strip(b"\r\n") and count < 1 << 16:
             count *= 16
@@ -145,37 +156,6 @@ class FileWindow(Window):
         return self.pos - begin
 
 
-class _Raw:
-    """The packed bytes of a file, one block at a time."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._begin, self._block = stream, 0, b""
-
-    def read(self, pos: int, count: int) -> bytes:
-        """Up to `count` bytes at `pos`, fewer only at the end of the file."""
-        if not self._begin <= pos <= pos + count <= self._begin + len(self._block):
-            self._load(pos, max(count, _RAW))
-        return self._block[pos - self._begin : pos - self._begin + count]
-
-    def find(self, mark: bytes, pos: int, end: int | None) -> int | None:
-        """Where `mark` first begins in `[pos, end)`."""
-        while end is None or pos < end:
-            if not self._begin <= pos <= pos + len(mark) <= self._begin + len(self._block):
-                self._load(pos, _RAW)
-            stop = None if end is None else end - self._begin + len(mark) - 1
-            found = self._block.find(mark, pos - self._begin, stop)
-            if found >= 0:
-                return self._begin + found
-            if len(self._block) - (pos - self._begin) < len(mark):
-                return None
-            pos = self._begin + len(self._block) - len(mark) + 1
-        return None
-
-    def _load(self, pos: int, count: int) -> None:
-        self._stream.seek(pos)
-        self._begin, self._block = pos, self._stream.read(count)
-
-
 class Members:
     """The gzip members from a start up to the next start, unfolded piece by piece.
 
@@ -186,7 +166,7 @@ class Members:
         spoiled: whether that is a damaged member.
     """
 
-    def __init__(self, raw: _Raw, start: int, grammar: Grammar) -> None:
+    def __init__(self, raw: Raw, start: int, grammar: Grammar) -> None:
         self._raw, self._grammar = raw, grammar
         self._inflate, self._at, self._rest = zlib.decompressobj(31), start, b""
         self._done = False
@@ -221,10 +201,10 @@ class Members:
         at = self._at - len(self._inflate.unused_data)
         if self.end is None:
             self.end = at
-        while (ahead := self._raw.read(at, _PROBE)) and not ahead.strip(b"\0"):
+        while (ahead := self._raw.read(at, PROBE)) and not ahead.strip(b"\0"):
             at += len(ahead)  # tapes and some tools pad with zeros
         at += len(ahead) - len(ahead.lstrip(b"\0"))
-        head = unfold(self._raw.read(at, _PROBE)) if ahead else b""
+        head = unfold(self._raw.read(at, PROBE)) if ahead else b""
         if head is None:
             self._stop("garbage after a gzip member")
         elif not ahead or self._grammar.begins(head):
@@ -234,21 +214,6 @@ class Members:
 
     def _stop(self, error: str) -> None:
         self._done, self.error = True, error
-
-
-def unfold(head: bytes, count: int = 2048) -> bytes | None:
-    """The first bytes that a gzip member unfolds to, up to where it is damaged; None for what is no member."""
-    if not head.startswith(GZIP):
-        return None
-    inflate, out = zlib.decompressobj(31), b""
-    try:
-        for at in range(0, len(head), 512):
-            out += inflate.decompress(head[at : at + 512], count - len(out))
-            if len(out) == count or inflate.eof:
-                break
-    except zlib.error:
-        return out or None
-    return out
 
 
 @dataclass
@@ -284,7 +249,7 @@ def read_archive(
             if begin == 0:
                 yield Skip("empty_file", place)
         elif magic[:3] == GZIP:
-            yield from _read_gzip(_Raw(stream), archive, begin, end)
+            yield from _read_gzip(Raw(stream), archive, begin, end)
         elif begin == 0 and magic == ZSTD:
             yield from _read_zstd(stream, archive)
         elif begin == 0:
@@ -296,7 +261,7 @@ def read_record(place: str, source: str, grammar: Grammar, max_bytes: int, offse
     with open_place(place) as stream:
         magic = stream.read(4)
         archive = _Archive(place, source, grammar, max_bytes, _dump(stream, place, magic))
-        raw = _Raw(stream)
+        raw = Raw(stream)
         items: Iterator[Record | Skip]
         if magic[:3] == GZIP and _is_start(raw, offset, grammar):
             items = _read_stream(Window(Members(raw, offset, grammar)), archive, offset)
@@ -320,12 +285,22 @@ def _read_zstd(stream: BinaryIO, archive: _Archive) -> Iterator[Record | Skip]:
         yield Skip("broken_file", archive.place, detail=str(error))
 
 
-def _read_gzip(raw: _Raw, archive: _Archive, begin: int, end: int | None) -> Iterator[Record | Skip]:
+def _read_gzip(raw: Raw, archive: _Archive, begin: int, end: int | None) -> Iterator[Record | Skip]:
     if begin == 0 and not _is_start(raw, 0, archive.grammar):
-        broken = unfold(raw.read(0, _PROBE)) is None
+        broken = unfold(raw.read(0, PROBE)) is None
         yield Skip("broken_record" if broken else archive.grammar.not_this, archive.place, detail=_SOMETHING_ELSE)
     at = max(0, begin - 2 * REACH)
-    while (start := _next_start(raw, at, end, archive.grammar)) is not None:
+    ahead = Ahead(raw, archive.grammar.begins)
+    known = False  # whether a unit begins at `at`
+    while (start := at if known and (end is None or at < end) else _next_start(raw, at, end, archive.grammar)) is not None:
+        unit = ahead.unit(start)
+        known = unit is not None
+        if unit is not None:
+            if start >= begin:
+                yield from _read_stream(Window(bytes, data=unit.data), archive, start)
+            at = unit.end if unit.end - start <= REACH else start + 1
+            known = at == unit.end
+            continue
         members = Members(raw, start, archive.grammar)
         if start >= begin:
             yield from _read_stream(Window(members), archive, start, members)
@@ -336,7 +311,7 @@ def _read_gzip(raw: _Raw, archive: _Archive, begin: int, end: int | None) -> Ite
         at = reached if reached is not None and reached - start <= REACH else start + 1
 
 
-def _next_start(raw: _Raw, at: int, end: int | None, grammar: Grammar) -> int | None:
+def _next_start(raw: Raw, at: int, end: int | None, grammar: Grammar) -> int | None:
     while (found := raw.find(GZIP, at, end)) is not None:
         if _is_start(raw, found, grammar):
             return found
@@ -344,8 +319,8 @@ def _next_start(raw: _Raw, at: int, end: int | None, grammar: Grammar) -> int | 
     return None
 
 
-def _is_start(raw: _Raw, at: int, grammar: Grammar) -> bool:
-    head = unfold(raw.read(at, _PROBE))
+def _is_start(raw: Raw, at: int, grammar: Grammar) -> bool:
+    head = unfold(raw.read(at, PROBE))
     return head is not None and grammar.begins(head)
 
 
@@ -354,7 +329,7 @@ def _read_stream(window: Window, archive: _Archive, base: int, members: Members 
     grammar, wasted, told, seen = archive.grammar, 0, False, False
     while True:
         wasted += window.drop_line_ends()
-        if not (ahead := window.peek(_PROBE)):
+        if not (ahead := window.peek(PROBE)):
             break
         begin = window.pos
         if not grammar.begins(ahead):
@@ -399,7 +374,7 @@ def _read_stream(window: Window, archive: _Archive, base: int, members: Members 
 
 def _is_astray(window: Window, grammar: Grammar) -> bool:
     """Whether neither a line end, nor a record, nor the end follows."""
-    ahead = window.peek(_PROBE)
+    ahead = window.peek(PROBE)
     return bool(ahead) and not ahead.startswith((b"\r\n", b"\n")) and not grammar.begins(ahead)
 
 
@@ -414,10 +389,10 @@ def _to_next_mark(window: Window, grammar: Grammar, limit: int) -> int:
     window.drop(1)
     while (ahead := window.peek(_CHUNK)) and window.pos - begin < limit:
         found = grammar.mark.search(ahead)
-        if found is not None and (found.start() == 0 or len(ahead) - found.start() > _PROBE or len(ahead) < _CHUNK):
+        if found is not None and (found.start() == 0 or len(ahead) - found.start() > PROBE or len(ahead) < _CHUNK):
             window.drop(found.start())
             break
-        window.drop(found.start() if found is not None else max(1, len(ahead) - _PROBE) if len(ahead) == _CHUNK else len(ahead))
+        window.drop(found.start() if found is not None else max(1, len(ahead) - PROBE) if len(ahead) == _CHUNK else len(ahead))
     return window.pos - begin
 
 
@@ -464,9 +439,10 @@ def _page(body: bytes, headers: list[tuple[str, str]], head: Head, archive: _Arc
     content_type = told.get("content-type", "") if head.http else head.content_type
     charset = _CHARSET.search(content_type) if head.http else None
     encodings = _encodings(told)
-    kind = _kind(content_type.partition(";")[0].strip(), body, bool(encodings))
+    media = content_type.partition(";")[0].strip()
+    kind = _kind(media, body, bool(encodings))
     if kind is None:
-        return Skip("not_html", where, len(body), content_type.partition(";")[0].strip()[:100])
+        return Skip("not_html", where, len(body), media[:100])
     name = head.name or f"{base_name(archive.place)}:{offset}"
     return Record(
         f"{archive.source}/{name}", body, "html" if kind == "html" else "text", head.url, head.date,
@@ -478,17 +454,45 @@ def _page(body: bytes, headers: list[tuple[str, str]], head: Head, archive: _Arc
 def parse_http(block: bytes) -> tuple[int | None, list[tuple[str, str]], int] | None:
     """Status, headers (names in lower case) and where the body begins; None for what is no HTTP answer."""
     status = _STATUS.match(block)
-    blank = _BLANK.search(block, 0, MAX_HEAD)
+    blank = _find_blank(block, MAX_HEAD)
     if status is None or blank is None:
         return None
+    head = block[: blank[0]]
+    headers = _fields(head)
+    if len(headers) != head.count(b"\n") or b"\n " in head or b"\n\t" in head:
+        headers = _folded(head)
+    return int(status[1]), headers, blank[1]
+
+
+def _find_blank(data: bytes, end: int) -> tuple[int, int] | None:
+    r"""Where the first empty line is that ends by `end`: `\r?\n\r?\n`, which takes long as it may begin at any byte."""
+    blank = _BLANK.search(data, 0, end)
+    return blank and (blank.start() - (data[blank.start() - 1 : blank.start()] == b"\r"), blank.end())
+
+
+def _fields(head: bytes) -> list[tuple[str, str]]:
+    """Names in lower case, and values, of the lines after the first that have a colon."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # to be told line by line
+        parts = [line.partition(b":") for line in head.split(b"\n")[1:1001]]
+        return [(text_of(name).strip().lower(), text_of(value).strip()) for name, colon, value in parts if colon]
+    lines = [line.partition(":") for line in text.split("\n")[1:1001]]
+    return [(name.strip().lower(), value.strip()) for name, colon, value in lines if colon]
+
+
+def _folded(head: bytes) -> list[tuple[str, str]]:
+    """The same, with values that go on in the next line, as old servers wrote them."""
     headers: list[tuple[str, str]] = []
-    for line in block[: blank.start()].split(b"\n")[1:1001]:
+    for line in head.split(b"\n")[1:1001]:
         name, colon, value = line.partition(b":")
         if colon and not line.startswith((b" ", b"\t")):
             headers.append((text_of(name).strip().lower(), text_of(value).strip()))
-        elif headers and line.strip():  # folded, as old servers did
+        elif headers and line.strip():
             headers[-1] = (headers[-1][0], f"{headers[-1][1]} {text_of(line).strip()}"[:8192])
-    return int(status[1]), headers, blank.end()
+    return headers
 
 
 def text_of(raw: bytes) -> str:
@@ -512,6 +516,8 @@ def rights_headers(headers: list[tuple[str, str]]) -> tuple[tuple[str, str], ...
 
 def _encodings(headers: dict[str, str]) -> tuple[str, ...]:
     """Content encodings and then the transfer encoding, in the order they were applied."""
+    if "content-encoding" not in headers and "transfer-encoding" not in headers:
+        return ()
     names = f"{headers.get('content-encoding', '')[:1000]},{headers.get('transfer-encoding', '')[:1000]}".lower().split(",")
     return tuple(name.strip() for name in names if name.strip() not in ("", "identity"))
 
@@ -568,26 +574,23 @@ class Warc:
 
     def head(self, window: Window) -> Head:
         """Read a record's header off the window. Raises Malformed when it has no end, or no length that makes sense."""
-        count = _PROBE
-        while (blank := _BLANK.search(ahead := window.peek(count))) is None:
+        count = PROBE
+        while (blank := _find_blank(ahead := window.peek(count), count)) is None:
             if len(ahead) < count or count >= MAX_HEAD:
                 raise Malformed("headers without end")
             count *= 4
-        window.drop(blank.end())
-        fields: dict[str, str] = {}
-        for line in ahead[: blank.start()].split(b"\n")[1:1001]:
-            name, colon, value = line.partition(b":")
-            if colon:
-                fields.setdefault(text_of(name).strip().lower(), text_of(value).strip())
+        window.drop(blank[1])
+        fields = dict(_fields(ahead[: blank[0]])[::-1])  # the first of several
         length = fields.get("content-length", "")
-        if not re.fullmatch(r"[0-9]{1,18}", length):
+        if not _LENGTH.fullmatch(length):
             raise Malformed(f"its length is {length[:40]!r}")
         kind = fields.get("warc-type", "").lower()
         content_type = fields.get("content-type", "")
-        http = kind == "response" and fields.get("warc-target-uri", "").strip("<> ")[:4].lower() == "http"
+        url = fields.get("warc-target-uri", "").strip("<> ")
+        http = kind == "response" and url[:4].lower() == "http"
         return Head(
-            int(length), fields.get("warc-target-uri", "").strip("<> ") or None, fields.get("warc-date", "")[:64] or None,
+            int(length), url or None, fields.get("warc-date", "")[:64] or None,
             fields.get("warc-record-id", "")[:1000].strip("<>").removeprefix("urn:uuid:") or None, content_type,
-            http=http or content_type.lower().replace(" ", "").startswith("application/http"),
-            wanted=kind in ("response", "resource", "conversion"), revisit=kind == "revisit",
+            http or content_type.lower().replace(" ", "").startswith("application/http"),
+            kind in ("response", "resource", "conversion"), kind == "revisit",
         )  # fmt: skip

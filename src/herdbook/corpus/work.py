@@ -23,6 +23,7 @@ from herdbook.corpus.funnel import Funnel, example
 from herdbook.corpus.language import identify, probability
 from herdbook.corpus.ledger import hash_id
 from herdbook.corpus.lines import Corrected, correct_lines
+from herdbook.corpus.located import Located
 from herdbook.corpus.minhash import normalize, signature
 from herdbook.corpus.perplexity import PerplexityModel, cutoffs, judge_perplexity
 from herdbook.corpus.pii import mask_pii
@@ -53,6 +54,7 @@ class Kept:
         exact: the 16 bytes that documents of the same words share.
         url: hash of its address; 0 without one.
         keys: one a band of MinHash, shape (bands,); all zero without a signature.
+        cuts: what was cut out of it, rows of `ledger.CUTS_SCHEMA`.
     """
 
     row: dict[str, Any]
@@ -61,15 +63,15 @@ class Kept:
     exact: bytes
     url: int
     keys: Array
+    cuts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class Result:
-    """What came of a batch: counts, documents kept and removed, what was cut out, and what could not be read.
+    """What came of a batch: counts, documents kept and removed, and what could not be read.
 
     Attributes:
         removed: rows of `ledger.REMOVED_SCHEMA`.
-        cuts: rows of `ledger.CUTS_SCHEMA`.
         texts: how many records were text.
     """
 
@@ -77,7 +79,6 @@ class Result:
     funnel: Funnel
     kept: list[Kept] = field(default_factory=list)
     removed: list[dict[str, Any]] = field(default_factory=list)
-    cuts: list[dict[str, Any]] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     texts: int = 0
 
@@ -86,7 +87,6 @@ class Result:
         self.funnel.merge(other.funnel)
         self.kept += other.kept
         self.removed += other.removed
-        self.cuts += other.cuts
         self.skips += other.skips
         self.texts += other.texts
 
@@ -106,6 +106,8 @@ def skip_record(item: Skip, source: Source, result: Result) -> None:
         "url": item.where if "://" in item.where else None,
         "source": source.name,
         "license": license_of(source) or UNKNOWN,
+        "file": item.file if isinstance(item, Located) else None,
+        "offset": item.offset if isinstance(item, Located) else None,
     }
     result.removed.append(removed_row(row, removal))
 
@@ -241,7 +243,6 @@ class Worker:
             step.bytes_out += draft.size
             result.texts += name == "extract"
         result.kept.append(self._hashed(draft, result.funnel, before))
-        result.cuts += draft.cuts
 
     def _read(self, draft: _Draft, funnel: Funnel) -> Removal | None:
         try:
@@ -368,7 +369,7 @@ class Worker:
         funnel.steps["minhash"].cpu_s += time.process_time() - between
         place = hash_id(draft.record.group or draft.record.id, self.cfg.seed, "heldout")
         url = int(url_hashes([draft.record.url])[0]) if draft.record.url and self.cfg.dedup.urls.enabled else 0
-        return Kept(draft.row(), place, draft.size, key, url, keys)
+        return Kept(draft.row(), place, draft.size, key, url, keys, draft.cuts)
 
 
 def _known(license_id: str | None) -> str | None:

@@ -126,7 +126,8 @@ def work(
             raise UserError("the recipe has no `sft:` section", where=target, todo="add one, or sft.data=[FILE.jsonl]")
         folder = recipe.folder
         folders = {other.name: folder / other.name for other in road.STATIONS if pedigree.exists(folder / other.name)}
-        with user_errors(), road.locked(folder):
+        # A dry run leaves nothing behind, so no lock either; what it finds holds for the moment in which it looks.
+        with user_errors(), nullcontext() if dry_run else road.locked(folder):
             if not dry_run and out is None:
                 road.keep_recipe(recipe)
             _run_one(station, recipe, folders | given, out or folder / name, terminal, dry_run=dry_run, workers=workers)
@@ -149,6 +150,9 @@ def _run_one(
     dry_run: bool,
     workers: int | None,
 ) -> None:
+    if dry_run and station.name == "corpus":
+        _preview(_corpus_of(recipe), out, terminal, workers)
+        return
     if dry_run:
         facts = dry.describe(recipe) | {"run": str(out)}
         facts["stations"] = [row for row in facts["stations"] if row["station"] == station.name]
@@ -167,6 +171,18 @@ def _run_one(
         road.run_station(station, recipe, folders, out, terminal, workers=workers)
     if terminal.as_json:
         emit({"folder": str(out), **{key: pedigree.read(out)[key] for key in ("station", "wall_s", "counts", "license")}})
+
+
+def _preview(cfg: CorpusConfig, out: Path, terminal: Terminal, workers: int | None) -> None:
+    from herdbook.corpus.preview import preview
+    from herdbook.verbs import dry_corpus
+
+    with user_errors():
+        facts = preview(cfg, out, workers)
+    if terminal.as_json:
+        emit(facts)
+    else:
+        dry_corpus.show(facts, terminal)
 
 
 def _is_recipe(target: str) -> bool:

@@ -33,8 +33,8 @@ def why(name: str, place: Path, terminal: Terminal, *, again: bool) -> None:
         found = verdicts.find(corpus, name)
         if not found:
             raise UserError(
-                f"no document here has the id or address {name}: it was neither kept nor removed", where=corpus,
-                todo="check it for typing errors; the ids are in the parquet files of the corpus",
+                f"no document here has the id, address or place {name}: it was neither kept nor removed", where=corpus,
+                todo="check it for typing errors; ids, files and offsets are in the parquet files of the corpus",
             )  # fmt: skip
         traces = [verdicts.replay(corpus, one.row) if again else None for one in found]
     if terminal.as_json:
@@ -63,14 +63,19 @@ def _show(one: Verdict, trace: list[Trace] | str | None, corpus: Path, terminal:
     if row["text"]:
         terminal.say(f"  text: {' '.join(row['text'].split())[:_EXCERPT]}…", style="dim")
     if one.cuts:
-        rows = [(cut["rule"], f"{cut['words']:,}", cut["also_in"] or "", " ".join(cut["text"].split())[:80])
+        rows = [(cut["rule"], cut["decision"], f"{cut['words']:,}", _also(cut), " ".join((cut["text"] or "").split())[:80])
                 for cut in one.cuts[:_CUTS_SHOWN]]  # fmt: skip
-        terminal.table(["cut out by", "words", "stands first in", "text"], rows)
+        terminal.table(["found by", "and", "words", "stands also in", "text"], rows)
     if isinstance(trace, str):
         terminal.say(f"  cannot be judged again: {trace}", style="dim")
     elif trace:
         rows_ = [(STEPS[step.step], human_bytes(step.bytes_in), human_bytes(step.bytes_out), step.words()) for step in trace]
         terminal.table(["step", "bytes in", "out", "verdict"], rows_, title="Once more through the steps")
+
+
+def _also(cut: dict[str, Any]) -> str:
+    """Where a passage stands also: a document, or an item of an evaluation set."""
+    return f"{cut['evaluation_set']}: {cut['item']}" if cut["evaluation_set"] is not None else cut["also_in"] or ""
 
 
 def in_words(row: dict[str, Any]) -> str:

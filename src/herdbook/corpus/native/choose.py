@@ -17,7 +17,9 @@ ENOUGH = 250  # bytes of prose below which cuts are taken back, Readability's an
 CARD = 400  # a linked title with less prose than this to it announces another article
 PARTS = 5  # boxes that an article is spread over at most; beyond that its name is a style's
 LAYERS = 8  # of boxes named as content in one another
+FAREWELLS = 4  # paragraphs at the end that may be about the site
 STANDFIRSTS = 3  # paragraphs of one at most
+RESUMED = 1000  # bytes of paragraphs in a row after which an article goes on; an announcement has fewer
 LOOKED = 40  # bits of text between a title and its article
 SHORT = 60  # bytes; a paragraph is longer, and a byline, date or label is shorter
 
@@ -36,12 +38,19 @@ _ASIDE = re.compile(
     r"""(?:advertise?ment|sponsored|read\ more|read\ also|also\ read|see\ also|more\ from|more\ on|related|recommended|share\b
     |tweet\b|follow\ (?:us|me|him|her|them|@)|sign\ up|subscribe|click\ (?:here|to)|photo(?:graph)?s?\b|image\b|picture:|getty
     |credit:|source:\ getty|copyright|©|\(c\)|all\ rights|print\b|email\b|comments?\b|leave\ a|posted\ (?:by|on|in)|published
-    |updated|last\ (?:updated|modified)|filed\ under|tags?:|categor(?:y|ies):|by\ [A-Z]|view\ (?:image|gallery|comments)|watch:
-    |listen:|story\ continues|continue\ reading|download\ (?:the|our)|join\ (?:us|our)|like\ us
+    |updated|last\ (?:updated|modified)|filed\ under|tags?:|categor(?:y|ies):|(?-i:[Bb]y\ [A-Z])
+    |view\ (?:image|gallery|comments)|watch:|listen:|watch\ ?\||story\ continues|continue\ reading|download\ (?:the|our)
+    |join\ (?:us|our)|like\ us
     |\d+\ (?:comments?|shares?|min(?:ute)?s?\ read))""",
     re.VERBOSE | re.IGNORECASE,
 )
 
+# What a last paragraph says that is about the site.
+_FAREWELL = re.compile(
+    r"""\b(?:newsletters?|whatsapp|telegram|push-?(?:nachrichten|notifications?)|sign\ up|subscri(?:be|ption)\b
+    |abonnier(?:e|en|t)|bookmark|download\ (?:the|our)|follow\ (?:us|me|him|her|them|@)|google\ news|rss)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
 # What stands above a list of other articles.
 _OTHERS = re.compile(
     r"""(?:
@@ -142,14 +151,25 @@ def is_boilerplate(box: Box, whole: int, strictness: int) -> bool:
             return True
     if box.tag not in _LISTS:
         return False
+    if box.tag == "p" and is_sentence(box):
+        return False
     # Mostly links, and little beside them; a list with sentences around its links is part of the text up to three quarters.
     if box.linked * 2 > box.size and box.size - box.linked < 200 and (not prose or box.linked * 4 > box.size * 3):
         return not (box.tag == "table" and has_header(box))
     if box.titles < 2 or prose * 10 > whole * (9 if strictness == 3 else 6):
         return False
+    if box.hint == words.BODY and box.linked * 3 < box.size and prose * 2 > box.size:  # a part of the article, so named
+        return False
     if box.solid >= CARD * 2 and box.solid * 2 > prose:  # an article, and announcements around it
         return False
     return (prose < box.titles * CARD and box.linked * 4 > box.size and prose * 10 < whole * 6) or is_stream(box)
+
+
+def is_sentence(box: Box) -> bool:
+    """Whether a paragraph is a sentence of which most is linked, rather than a link with a word of where it goes."""
+    if len(box.items) != 1 or type(leaf := box.items[0]) is not Leaf or leaf.linked * 20 > leaf.size * 19:
+        return False
+    return leaf.size >= SHORT and _FULL_STOP.search(leaf.text) is not None and not _ASIDE.match(leaf.text)
 
 
 def is_titled(box: Box) -> bool:
@@ -281,7 +301,9 @@ def trim(leaves: list[Leaf]) -> None:
     prose = [at for at, leaf in enumerate(leaves) if leaf.size - leaf.linked >= SHORT and leaf.tag not in HEADINGS]
     if not prose:
         return
-    first, last = prose[0], prose[-1]
+    if sum([leaves[at].size for at in prose]) > CARD * 4:
+        cut_farewell([leaves[at] for at in prose[-FAREWELLS:]])
+    first, last = prose[0], max([at for at in prose if not leaves[at].cut], default=prose[0])
     for at, leaf in enumerate(leaves):
         if leaf.tag in HEADINGS or leaf.tag in _PLAIN:
             short = False
@@ -306,6 +328,14 @@ def trim(leaves: list[Leaf]) -> None:
             level = leaf.tag
 
 
+def cut_farewell(leaves: list[Leaf]) -> None:
+    """Cut last paragraphs that ask the reader to subscribe or follow; `leaves` are the last ones of a text, in order."""
+    for leaf in reversed(leaves):
+        if leaf.size >= CARD or _FAREWELL.search(leaf.text) is None:
+            return
+        leaf.cut = True
+
+
 def is_credit(text: str) -> bool:
     """Whether a line says whose picture it is. Looks for what no such line is without first, as the expression is slow."""
     return any(mark in text for mark in _CREDIT_MARKS) and _CREDIT.search(text) is not None
@@ -314,7 +344,7 @@ def is_credit(text: str) -> bool:
 def cut_tail(leaves: list[Leaf]) -> None:
     """Cut from a short line on that announces other articles, if what follows is little, and titles rather than paragraphs."""
     whole = sum([leaf.size for leaf in leaves])
-    after = titles = paragraphs = 0
+    after = titles = paragraphs = running = 0
     first = None
     for at in range(len(leaves) - 1, -1, -1):
         leaf = leaves[at]
@@ -325,8 +355,12 @@ def cut_tail(leaves: list[Leaf]) -> None:
             first = at
         if leaf.tag in HEADINGS or leaf.linked * 2 > leaf.size:
             titles += 1
+            running = 0
         elif leaf.size >= SHORT:
             paragraphs += 1
+            running += leaf.size
+            if running >= RESUMED:
+                break
     if first is not None:
         for leaf in leaves[first:]:
             leaf.cut = True

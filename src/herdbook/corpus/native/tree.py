@@ -19,7 +19,8 @@ NEVER = (
     "audio", "video", "map", "picture", "img", "input", "select", "textarea", "button", "option", "datalist", "progress",
     "meter", "dialog", "link", "meta", "annotation", "annotation-xml", "rt", "rp",
 )  # fmt: skip
-UNSEEN = ["script", "style", "noscript", "template"]  # gone before anything is looked at, as it is long
+UNSEEN = ("script", "style", "noscript", "template")  # gone before anything is looked at, as it is long
+_UNSEEN = ", ".join(UNSEEN)
 DOUBTS = 64  # elements with text in them that may be looked through in vain: as each holds the next, there must be an end
 WORDY = 80  # characters of one piece of text that make an element worth a walk
 PROSE = 60  # bytes without links from which a run of text reads as prose: about ten words
@@ -45,6 +46,7 @@ HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 VERBATIM = frozenset(("pre", "listing", "xmp", "plaintext"))
 _BY_TAG = {"nav": words.CHROME, "aside": words.CHROME, "footer": words.CHROME, "menu": words.CHROME, "header": words.CHROME,
            "main": words.ARTICLE, "article": words.ARTICLE, "figcaption": words.CAPTION}  # fmt: skip
+_UNKNOWN = (INLINE, "", words.NOTHING)
 
 
 class Leaf:
@@ -71,54 +73,85 @@ class Box:
 
 
 @lru_cache(maxsize=1)
-def kinds() -> dict[int, int]:
-    """What lexbor's numbers of tags stand for: comparing these is faster than making a string of each node's name."""
-    found: dict[int, int] = {}
+def meanings() -> dict[int, tuple[int, str, int]]:
+    """What lexbor's numbers of tags stand for: a kind, a name, and what the name says of a box.
+
+    To look up a number is faster than to make a string of each node's name.
+    """
+    numbers: dict[str, int] = {}
     tree = LexborHTMLParser("text<!-- comment -->")
     for node in tree.root.traverse(include_text=True) if tree.root else ():
-        found[node.tag_id] = _KIND.get(node.tag or "", INLINE)
-    for name, kind in _KIND.items():
+        numbers[node.tag or ""] = node.tag_id
+    for name in _KIND:
         if name[0] != "-":
-            found[tree.create_node(name).tag_id] = kind
+            numbers[name] = tree.create_node(name).tag_id
     # Names that lexbor does not know have an address for a number, another one each time.
-    return {number: kind for number, kind in found.items() if number < 1024}
+    return {
+        number: (_KIND.get(name, INLINE), name, _BY_TAG.get(name, words.NOTHING))
+        for name, number in numbers.items()
+        if number < 1024
+    }
+
+
+def remove_unseen(parser: LexborHTMLParser, noted: str) -> set[int]:
+    """Take out the elements `UNSEEN`, and give back the addresses of those called `noted` and of all that they are in.
+
+    One search by the parser for both: a question to it costs as much as a dozen nodes of the walk.
+    """
+    around: set[int] = set()
+    known = meanings()
+    for node in parser.css(f"{noted}, {_UNSEEN}" if noted else _UNSEEN):
+        if known[node.tag_id][1] in UNSEEN:
+            node.decompose(recursive=False)
+            continue
+        up: LexborNode | None = node
+        while up is not None and up.mem_id not in around:
+            around.add(up.mem_id)
+            up = up.parent
+    return around
 
 
 def is_wordless(node: LexborNode) -> bool:
-    """Whether there is no paragraph in an element, nor any text as long as one; asked of the parser, without a walk."""
-    if node.css_first("p, h1") is not None:
-        return False
-    return all(len(text) < WORDY for text in node.text(separator=BREAK, skip_empty=True).split(BREAK))
+    """Whether there is no text as long as a paragraph in an element; asked of the parser, without a walk."""
+    text = node.text(separator=BREAK, skip_empty=True)
+    return len(text) < WORDY or max(map(len, text.split(BREAK))) < WORDY
 
 
 def read(html: str, prune: bool = False) -> list[Box]:
     """The boxes of a page in document order; the first is its body.
 
     Four fifths of the nodes of a page of news are in menus and the like. `prune` leaves out elements that are named so and
-    have no text to speak of, which is most of them.
+    have no paragraph and no text to speak of, which is most of them.
+    """
+    root = Box("body", words.NOTHING, None)
+    parser = LexborHTMLParser(html)
+    worthy = remove_unseen(parser, "p, h1" if prune else "")
+    start = parser.body
+    if start is None:
+        return [root]
+    boxes = walk(start, root, worthy, DOUBTS if prune else 0)
+    sum_up(boxes)
+    return boxes
+
+
+def walk(start: LexborNode, root: Box, worthy: set[int], doubts: int) -> list[Box]:
+    """The boxes of an element, and `root` for itself before them; not those named as boilerplate that hold nothing `worthy`.
 
     One loop rather than a function for each kind of node: it runs some thousand times a page, and is most of the time it takes.
     """
-    root = Box("body", words.NOTHING, None)
     boxes = [root]
-    parser = LexborHTMLParser(html)
-    parser.strip_tags(UNSEEN)
-    start = parser.body
-    if start is None:
-        return boxes
     box = root
-    doubts = DOUBTS if prune else 0
     pieces: list[str] = []
     linked = links = verbatim = 0
     open_elements: list[tuple[LexborNode, int]] = []
     node = start.first_child
-    kind_of, said_by = kinds().get, words.said_by
+    meaning_of, said_by, is_hidden = meanings().get, words.said_by, words.is_hidden
+    text_number = next(number for number, meaning in meanings().items() if meaning[0] == TEXT)  # half of all nodes
     while True:
         while node is None:
             if not open_elements:
                 if pieces:
                     close_run(box, pieces, linked, verbatim)
-                sum_up(boxes)
                 return boxes
             closed, kind = open_elements.pop()
             if kind == BLOCK:
@@ -131,8 +164,8 @@ def read(html: str, prune: bool = False) -> list[Box]:
             elif kind == LINK:
                 links -= 1
             node = closed.next
-        kind = kind_of(node.tag_id, INLINE)
-        if kind == TEXT:
+        number = node.tag_id
+        if number == text_number:
             text = node.text_content or ""
             if pieces or verbatim or not text.isspace():
                 pieces.append(text)
@@ -140,21 +173,22 @@ def read(html: str, prune: bool = False) -> list[Box]:
                     linked += len(text.strip())
             node = node.next
             continue
+        kind, tag, hint = meaning_of(number, _UNKNOWN)
         if kind == BLOCK:
-            if pieces:
+            if pieces:  # which it ends even if there is nothing in it
                 close_run(box, pieces, linked, verbatim)
                 pieces, linked = [], 0
-            tag = node.tag or ""
-            attributes = node.attributes
-            hint = said_by(attributes) if attributes else words.NOTHING
-            if hint <= words.ARTICLE and tag in _BY_TAG:
-                hint = _BY_TAG[tag]
             child = node.first_child
-            if child is None:  # nothing in it, and it has ended the run of text before it
+            if child is None:
                 node = node.next
                 continue
+            attributes = node.attributes
+            if attributes:
+                said = said_by(attributes)
+                if said > words.ARTICLE or not hint:
+                    hint = said
             if doubts and hint > words.ARTICLE:
-                if is_wordless(node):
+                if node.mem_id not in worthy and is_wordless(node):
                     node = node.next
                     continue
                 doubts -= 1
@@ -178,7 +212,7 @@ def read(html: str, prune: bool = False) -> list[Box]:
             continue
         if kind != PLAIN:
             attributes = node.attributes
-            if attributes and said_by(attributes) == words.HIDDEN:
+            if attributes and is_hidden(attributes):
                 node = node.next
                 continue
             if kind == LINK:
@@ -199,9 +233,11 @@ def close_run(box: Box, pieces: list[str], linked: int, verbatim: int) -> None:
             return
         size = len(text)
     else:
-        text = " ".join(text.split())
-        if BREAK in text:
-            text = "\n".join([line.strip() for line in text.split(BREAK)]).strip()
+        text = text.strip()
+        if not text.isprintable() or "  " in text:  # else there is no white space but single blanks, nor a break
+            text = " ".join(text.split())
+            if BREAK in text:
+                text = "\n".join([line.strip() for line in text.split(BREAK)]).strip()
         if not text:
             return
         # Bytes, not characters: a Chinese character says as much as three letters, and no script has to be named here.
@@ -216,17 +252,16 @@ def close_run(box: Box, pieces: list[str], linked: int, verbatim: int) -> None:
     box.size += size
     box.linked += leaf.linked
     if size - linked >= PROSE and 2 * linked < size and tag not in HEADINGS:
-        box.prose += size - leaf.linked
+        box.own += size - leaf.linked
     elif leaf.size >= TITLE and leaf.linked * 10 >= leaf.size * 9:
         box.titles += 1
 
 
 def sum_up(boxes: list[Box]) -> None:
     """Add to each box what its boxes hold."""
-    for box in boxes:
-        box.own = box.prose
     for box in reversed(boxes):
         parent = box.parent
+        box.prose += box.own
         if not box.titles:
             box.solid = box.prose
         if parent is not None:
