@@ -314,7 +314,7 @@ def trim(leaves: list[Leaf]) -> None:
         elif at < first:
             leaf.cut = leaf.tag == "h1" or is_label(leaf)
         elif at > last:
-            leaf.cut = is_label(leaf) or leaf.linked * 2 > leaf.size
+            leaf.cut = leaf.cut or is_label(leaf) or leaf.linked * 2 > leaf.size
     level = "h1"
     followed = False
     for leaf in reversed(leaves):
