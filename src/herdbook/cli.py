@@ -131,6 +131,47 @@ def init(
     write_recipe(path, source or [], license_id, force=force, terminal=_terminal())
 
 
+@app.command(
+    epilog="Numbers may be human: 7B, 2T, 1e22, 7d, 12h, 45%. Every number is printed with the formula it comes from."
+)
+def plan(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE|serve|devices|chinchilla] [KEY=VALUE]...", help="what to plan from")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="the one dial: so many layers, and a whole recipe follows")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write the recipe of a depth to this file")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a run takes before it starts: from any of size, tokens, FLOPs, time, devices and money to all others.
+
+    \b
+    herdbook plan params=7B                              tokens and FLOPs by the scaling laws
+    herdbook plan flops=1e22 law=approach1               the best size for a budget of compute
+    herdbook plan gpus=8 device=a100-80gb time=7d        what eight GPUs train in a week
+    herdbook plan budget=10000 device=h100-80gb          what money buys
+    herdbook plan params=7B tokens=2T serve-tokens=1T    training and serving together
+    herdbook plan model=llama2-7b device=a100-80gb gpus=8   memory of each GPU, and the layout that fits
+    herdbook plan --depth 12 -o recipe.yaml              one dial, a whole recipe
+    herdbook plan recipe.yaml device=here                the training of a recipe on this machine
+    herdbook plan serve device=rtx4090 speed=20          the largest model one device serves
+    herdbook plan devices                                what is known of devices
+    herdbook plan chinchilla                             the laws beside Chinchilla's own tables
+
+    \b
+    Keys: params tokens flops gpu-hours gpus time budget depth model device
+          like law (epoch approach1 approach2 approach3) multiple serve-tokens
+          context precision (mixed zero fp32 bf16) micro-batch usable
+          mfu serve-mfu price watts pue co2
+    serve: device speed precision (bf16 fp16 fp32 int8 int4) context
+          sequences like usable bandwidth-share
+    """
+    from herdbook.verbs import plan as verb
+
+    verb.plan(targets or [], depth, out, _terminal(quiet, as_json), force=force)
+
+
 # --- one station at a time ------------------------------------------------------------------------------------------------
 
 
@@ -347,14 +388,20 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's f
 
 @app.command()
 def pedigree(
-    path: Annotated[Path, typer.Argument(help="a run's folder, a station's folder or a model folder")],
+    path: Annotated[Path | None, typer.Argument(help="a run's folder, a station's folder or a model folder")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="hash every file again")] = False,
+    batch: Annotated[str | None, typer.Option(metavar="RUN@STEP", help="the documents that a step was trained on")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what something was made from, back to the crawl; check that it still is what it was."""
-    from herdbook.verbs import lineage
+    if batch is not None:
+        from herdbook.verbs import batch as trace
 
-    lineage.show(path, _terminal(as_json=as_json), verify=verify)
+        trace.show(batch, _terminal(as_json=as_json))
+    else:
+        from herdbook.verbs import lineage
+
+        lineage.show(path or Path(), _terminal(as_json=as_json), verify=verify)
 
 
 @app.command()
@@ -432,7 +479,7 @@ app.add_typer(corpus_app)
 
 @corpus_app.command("why")
 def corpus_why(
-    name: Annotated[str, typer.Argument(metavar="URL|ID|FILE@OFFSET", help="the address or id of a document, or where its record lies")],
+    name: Annotated[str, typer.Argument(metavar="URL|ID|FILE@OFFSET", help="address or id of a document, or where its record lies")],
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="a corpus, or a run's folder")] = Path("corpus"),
     again: Annotated[
         bool, typer.Option("--again", help="read its record once more and show what each step makes of it")

@@ -112,6 +112,15 @@ def record(folder: Path, station: str, config: dict[str, Any]) -> Iterator[Recor
     write_json(folder / MANIFEST, manifest)
 
 
+def amend(folder: Path, config: dict[str, Any], written: Iterable[Path]) -> None:
+    """Note in the pedigree of a finished station another config and the outputs that were written anew for it."""
+    manifest = read(folder)
+    outputs = {row["path"]: row for row in manifest["outputs"]}
+    outputs |= {row["path"]: row for row in (_output(path, folder) for path in written)}
+    changed = {"config": config, "config_sha256": sha256_json(config), "outputs": list(outputs.values())}
+    write_json(folder / MANIFEST, manifest | changed)
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The pedigree of a station's folder. Raises UserError when there is none or it is broken."""
     manifest = read_json(folder / MANIFEST, what="pedigree", todo="only folders that herdbook finished writing have one")
@@ -181,8 +190,10 @@ def _relative(path: Path, start: Path) -> str:
     return Path(relative).as_posix() if relative.count("..") <= 2 else path.resolve().as_posix()
 
 
-def is_current(folder: Path, config: dict[str, Any], inputs: Iterable[tuple[Path, str]]) -> bool:
-    """Whether `folder` already holds what this config makes from these inputs, with its outputs in place."""
+def is_current(
+    folder: Path, config: dict[str, Any], inputs: Iterable[tuple[Path, str]], *, besides: Iterable[str] = ()
+) -> bool:
+    """Whether `folder` already holds what this config makes from these inputs, with its outputs (but `besides`) in place."""
     if not exists(folder):
         return False
     manifest = read(folder)
@@ -190,7 +201,7 @@ def is_current(folder: Path, config: dict[str, Any], inputs: Iterable[tuple[Path
         return False
     for row in manifest["outputs"]:
         path = folder / row["path"]
-        if not path.is_file() or path.stat().st_size != row["bytes"]:
+        if row["path"] not in besides and (not path.is_file() or path.stat().st_size != row["bytes"]):
             return False
     recorded = {item["path"]: item for item in manifest["inputs"]}
     asked = list(inputs)

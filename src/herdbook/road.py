@@ -36,6 +36,7 @@ class Station:
         may_use: the stations whose folders it reads when they are there.
         config: the settings its result depends on, as JSON.
         work: does it; gets the recipe, the folders by station, its own folder, the terminal and the number of workers.
+        adjust: makes a finished folder fit changed settings where that takes no work; says whether it could.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Station:
     may_use: tuple[str, ...]
     config: Callable[[Recipe], dict[str, Any]]
     work: Callable[[Recipe, Paths, Path, Terminal, int | None], None]
+    adjust: Callable[[Recipe, Paths, Path, Terminal], bool] | None = None
 
     def inputs(self, recipe: Recipe, folders: Mapping[str, Path]) -> list[tuple[Path, str]]:
         """The folders and files it reads, with their roles."""
@@ -55,7 +57,9 @@ class Station:
             return [(path, "source") for path in input_paths(recipe.corpus)] if recipe.corpus else []
         read = [(folders[name], name) for name in (*self.needs, *self.may_use) if name in folders]
         if self.name == "tokenizer" and recipe.tokenizer.path is not None:
-            read.append((recipe.tokenizer.path / "tokenizer.json", "tokenizer"))
+            from herdbook.tokens.tokenizer import tokenizer_file
+
+            read.append((tokenizer_file(recipe.tokenizer.path), "tokenizer"))
         if self.name == "sft" and recipe.sft is not None:
             from herdbook.align.data import data_files, require_commercial_sources
 
@@ -84,6 +88,12 @@ def _tokens(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, worke
     from herdbook.tokens.build import build_tokens
 
     build_tokens(recipe.tokens, folders["corpus"], folders["tokenizer"], out, terminal, workers=workers)
+
+
+def _mix_again(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal) -> bool:
+    from herdbook.tokens.build import mix_again
+
+    return mix_again(recipe.tokens, folders["corpus"], folders["tokenizer"], out, terminal)
 
 
 def _pretrain(recipe: Recipe, folders: Paths, out: Path, terminal: Terminal, workers: int | None) -> None:
@@ -128,7 +138,7 @@ def _sft_config(recipe: Recipe) -> dict[str, Any]:
 STATIONS: tuple[Station, ...] = (
     Station("corpus", "curate the corpus", (), (), _corpus_config, _curate),
     Station("tokenizer", "train the tokenizer", ("corpus",), (), _section("tokenizer"), _tokenizer),
-    Station("tokens", "write token shards", ("corpus", "tokenizer"), (), _section("tokens"), _tokens),
+    Station("tokens", "write token shards", ("corpus", "tokenizer"), (), _section("tokens"), _tokens, _mix_again),
     Station("pretrain", "pre-train", ("tokens", "tokenizer"), ("corpus",), _pretrain_config, _pretrain),
     Station("sft", "fine-tune on conversations", ("pretrain",), ("corpus",), _sft_config, _sft),
     Station("eval", "evaluate", ("pretrain",), ("sft", "corpus"), _section("eval"), _eval),
@@ -231,6 +241,9 @@ def begin_station(
     config, inputs = station.config(recipe), station.inputs(recipe, folders)
     if not forced and pedigree.is_current(out, config, inputs):
         terminal.say("  done and unchanged: skipped")
+        return False
+    if not forced and station.adjust is not None and station.adjust(recipe, folders, out, terminal):
+        terminal.say("  the mixture changed: the shards stay as they are")
         return False
     mark = {"config": sha256_json(config), "inputs": _input_hashes(inputs, out), "forced": forced}
     _refuse_foreign(out, [*folders.values(), *(path for path, _ in inputs)])

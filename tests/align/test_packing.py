@@ -66,7 +66,7 @@ def test_the_loss_of_packed_samples_is_the_sum_of_their_own(samples: list[Sample
     def loss(rows: list[list[Sample]], width: int) -> float:
         batch = collate(rows, width, pad_id=1)
         x_BTD = model.hidden(batch["tokens"], documents_BT=batch["documents"])
-        return float(HeadLoss()(model, x_BTD, batch["targets"]).detach())
+        return float(HeadLoss()(model, x_BTD, batch["targets"])[0].sum().detach())
 
     packed = loss([samples], sum(len(sample.tokens) for sample in samples) + 2)
     alone = sum(loss([[sample]], len(sample.tokens) + 1) for sample in samples)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from herdbook.plan import peak
-from herdbook.plan.peak import measure_peak, training_dtype
+from herdbook.plan.peak import measure_bandwidth, measure_here, measure_peak, training_dtype
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,15 @@ def test_training_dtype_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -
         assert training_dtype() == expected
     monkeypatch.setattr(peak.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     assert training_dtype() == "float32"
+
+
+def test_this_machine_as_a_device() -> None:
+    here = measure_here()
+    assert here.measured
+    assert here.memory > 1e9
+    assert 1e8 < here.flops["fp32"] < 1e14
+    assert 1e8 < here.bandwidth < 1e13
+
+
+def test_a_bandwidth_is_plausible() -> None:
+    assert 1e8 < measure_bandwidth() < 1e13

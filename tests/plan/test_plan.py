@@ -11,7 +11,9 @@ from rich.console import Console
 from herdbook.console import Terminal
 from herdbook.errors import UserError
 from herdbook.model.config import ModelConfig
-from herdbook.plan.plan import BESIROGLU_2024, HOFFMANN_2022, ScalingLaw, activation_bytes, plan_training
+from herdbook.plan.laws import BESIROGLU_2024, HOFFMANN_2022, ScalingLaw
+from herdbook.plan.memory import activation_bytes, cast_bytes
+from herdbook.plan.plan import plan_training
 
 SMALL = ModelConfig(vocab_size=4096)
 LLAMA_7B = ModelConfig(
@@ -39,6 +41,7 @@ def test_llama_7b() -> None:
     assert plan.flops == pytest.approx(4.2e22, rel=0.05)
     assert plan.estimated_s is None
     assert sum(plan.memory[name] for name in ("weights", "gradients", "optimizer")) == 16 * plan.parameters
+    assert plan.memory["casts"] == cast_bytes(LLAMA_7B)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +80,9 @@ def test_more_tokens_never_cost_less(tokens: int, tokens_per_step: int) -> None:
 def test_activations() -> None:
     """By hand for one token of a block with D = 8, H = K = 2, E = 4, F = 16, V = 64."""
     shape = ModelConfig(vocab_size=64, d_model=8, n_layers=1, n_heads=2, d_ff=16, activation="gelu")
-    kept = 4 * 8 + 3 * 8 + 8 + 2 * 16 + 2 * 8
-    assert activation_bytes(shape, 1) == 2 * kept + 8 * 64
-    assert activation_bytes(shape, 10, 4) == 10 * (4 * kept + 8 * 64)
+    kept, sums = 4 * 8 + 3 * 8 + 8 + 2 * 16 + 2 * 8, 4 * 2  # attention keeps a float32 a head
+    assert activation_bytes(shape, 1) == 2 * kept + sums + 8 * 64
+    assert activation_bytes(shape, 10, 4) == 10 * (4 * kept + sums + 8 * 64)
 
 
 def test_a_smaller_micro_batch_needs_less_memory() -> None:

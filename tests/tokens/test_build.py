@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from herdbook import pedigree
 from herdbook.console import Terminal
@@ -15,7 +17,8 @@ from herdbook.files import sha256_file
 from herdbook.tokens import build
 from herdbook.tokens.build import build_tokens
 from herdbook.tokens.config import TokensConfig
-from herdbook.tokens.loader import TokenSource
+from herdbook.tokens.loader import Mixture
+from herdbook.tokens.source import Local, TokenSource
 from herdbook.tokens.tokenizer import load_encoder
 
 
@@ -38,7 +41,7 @@ def test_shards_hold_the_documents_in_order(corpus: Path, tokenizer: Path, token
         expected = [
             token for document in documents for token in [0, *encoder.encode(document["text"], add_special_tokens=False).ids]
         ]
-        ring = TokenSource(tokens, name, row, index["dtype"])
+        ring = TokenSource(Local(tokens), name, row, index["dtype"])
         assert ring.read(0, ring.tokens).tolist() == expected
         assert row["documents"] == len(documents)
         assert row["bytes"] == sum(len(document["text"].encode()) for document in documents)
@@ -46,7 +49,7 @@ def test_shards_hold_the_documents_in_order(corpus: Path, tokenizer: Path, token
 
 def test_index_and_lists_of_documents(corpus: Path, tokenizer: Path, tokens: Path) -> None:
     index = json.loads((tokens / "index.json").read_text())
-    assert (index["version"], index["dtype"], index["vocab_size"], index["separator_id"]) == (1, "uint16", 600, 0)
+    assert (index["version"], index["dtype"], index["vocab_size"], index["separator_id"]) == (2, "uint16", 600, 0)
     assert index["tokenizer_sha256"] == sha256_file(tokenizer / "tokenizer.json")
     assert {name: row["license"] for name, row in index["sources"].items()} == {
         "code": "Apache-2.0", "stdlib": "PSF-2.0", "tales": "CC0-1.0"}  # fmt: skip
@@ -60,6 +63,8 @@ def test_index_and_lists_of_documents(corpus: Path, tokenizer: Path, tokens: Pat
             assert [document["offset"] for document in listing] == np.flatnonzero(raw == 0).tolist()
             assert sum(document["tokens"] for document in listing) == len(raw) == shard["tokens"]
             assert len(listing) == shard["documents"]
+            assert {document["license"] for document in listing} == {row["license"]}
+            assert sha256_file(tokens / shard["listing"]) == shard["listing_sha256"]
             assert all(document["url"] == urls.pop(document["id"]) for document in listing)
     assert not urls
 
@@ -87,7 +92,8 @@ def test_shard_size_changes_only_the_cuts(
     for name, row in many["sources"].items():
         assert all(shard["documents"] == 1 for shard in row["shards"])
         rings = [
-            TokenSource(folder, name, index["sources"][name], "uint16") for folder, index in ((tmp_path, many), (tokens, few))
+            TokenSource(Local(folder), name, index["sources"][name], "uint16")
+            for folder, index in ((tmp_path, many), (tokens, few))
         ]
         assert (rings[0].read(0, row["tokens"]) == rings[1].read(0, row["tokens"])).all()
 
@@ -104,7 +110,8 @@ def test_building_again_replaces_what_was_there(corpus: Path, tokenizer: Path, t
 def test_weights_are_kept_and_other_sources_left_out(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
     build_tokens(TokensConfig(sources={"tales": 3, "code": 1}), corpus, tokenizer, tmp_path, terminal)
     index = json.loads((tmp_path / "index.json").read_text())
-    assert {name: row["weight"] for name, row in index["sources"].items()} == {"code": 1.0, "tales": 3.0}
+    assert list(index["sources"]) == ["code", "tales"]
+    assert index["mixture"]["sources"] == {"tales": 3.0, "code": 1.0}
 
 
 def test_pedigree(corpus: Path, tokenizer: Path, tokens: Path) -> None:
@@ -186,3 +193,78 @@ def test_an_error_in_a_worker_arrives_whole(
     with pytest.raises(UserError, match=r"documents-00002\.parquet: this is not a whole parquet file"):
         build_tokens(TokensConfig(), tmp_path / "corpus", tokenizer, tmp_path / "tokens", terminal, workers=2)
     assert not list((tmp_path / "tokens").iterdir())
+
+
+def test_another_mixture_leaves_the_shards(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    out = tmp_path / "tokens"
+    first = TokensConfig.model_validate({"sources": {"tales": 3, "code": 1}})
+    build_tokens(first, corpus, tokenizer, out, terminal)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")}
+    changed = {"tales": "40%", "code": 1}
+    second = TokensConfig.model_validate({"sources": changed, "curriculum": [{"after": "90%", "sources": {"tales": 1}}]})
+    assert build.mix_again(second, corpus, tokenizer, out, terminal)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")} == before
+    assert Mixture(out, context=16, seed=0, length=1000).weights == {"code": 0.6, "tales": 0.4}
+    inputs = [(corpus, "corpus"), (tokenizer, "tokenizer")]
+    assert pedigree.is_current(out, second.model_dump(mode="json"), inputs)
+    assert not pedigree.is_current(out, first.model_dump(mode="json"), inputs)
+    assert pedigree.verify(pedigree.tree(out)) == []
+
+
+def test_what_takes_another_encoding(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    out = tmp_path / "tokens"
+    assert not build.mix_again(TokensConfig(), corpus, tokenizer, out, terminal), "there is nothing yet"
+    build_tokens(TokensConfig(), corpus, tokenizer, out, terminal)
+    before = contents(out)
+    some, other = TokensConfig(sources={"code": 1.0}), TokensConfig(dtype="uint32")
+    for cfg, text in ((some, corpus), (other, corpus), (TokensConfig(preset="llama"), tmp_path / "other")):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        assert not build.mix_again(cfg, text, tokenizer, out, terminal)
+    with pytest.raises(UserError, match="none of the sources is called as one of llama's"):
+        build.mix_again(TokensConfig(preset="llama"), corpus, tokenizer, out, terminal)
+    next(out.glob("code-*.bin")).write_bytes(b"cut")
+    assert not build.mix_again(TokensConfig(packing="best_fit"), corpus, tokenizer, out, terminal), "shards are not whole"
+    assert {name: found for name, found in contents(out).items() if "code" not in name} == {
+        name: found for name, found in before.items() if "code" not in name
+    }
+
+
+def test_a_mixture_that_was_put_in_halfway_is_put_in_again(
+    corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tokens"
+    build_tokens(TokensConfig(), corpus, tokenizer, out, terminal)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")}
+    cfg = TokensConfig.model_validate({"packing": "best_fit", "curriculum": [{"after": "1K", "sources": {"tales": 1}}]})
+    with monkeypatch.context() as patch:
+        patch.setattr(pedigree, "amend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build.mix_again(cfg, corpus, tokenizer, out, terminal)
+    assert not pedigree.is_current(out, cfg.model_dump(mode="json"), [(corpus, "corpus"), (tokenizer, "tokenizer")])
+    assert build.mix_again(cfg, corpus, tokenizer, out, terminal)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")} == before
+
+
+def test_plans_of_earlier_shards_do_not_stay(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    cfg = TokensConfig(packing="best_fit")
+    build_tokens(cfg, corpus, tokenizer, tmp_path, terminal)
+    Mixture(tmp_path, context=32, seed=0)
+    assert list((tmp_path / "work").glob("windows-*"))
+    assert pedigree.verify(pedigree.tree(tmp_path)) == [], "plans are no part of the output"
+    build_tokens(cfg, corpus, tokenizer, tmp_path, terminal)
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_table_of_shares(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    shown = Terminal(console=Console(file=stream, width=140, highlight=False))
+    cfg = TokensConfig.model_validate({"preset": "llama", "sources": {"code": "github", "tales": "books", "stdlib": "10%"}})
+    build_tokens(cfg, corpus, tokenizer, tmp_path, shown)
+    text = stream.getvalue()
+    assert (
+        text.count("45.0%") == 2 and "10.0%" in text and "of the mixture llama nothing stands for: commoncrawl (67.0%)" in text
+    )
+    assert build.mix_again(
+        TokensConfig.model_validate({"sources": {"code": "2ep", "tales": 1, "stdlib": 1}}), corpus, tokenizer, tmp_path, shown
+    )
+    assert "2ep" in stream.getvalue()

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +16,9 @@ from herdbook.documents import read_documents
 from herdbook.errors import UserError
 from herdbook.files import write_json
 from herdbook.tokens.loader import Mixture
-from herdbook.tokens.shards import Piece, SourceWriter
 from herdbook.tokens.tokenizer import load_encoder
 
-Sources = dict[str, list[int]]  # lengths of the documents of each source, separator included
-
-
-@contextmanager
-def shards(sources: Sources, *, shard_tokens: int = 50, vocab_size: int = 60_000) -> Iterator[Path]:
-    """A tokens folder whose n-th token within a source, counted from 1, has the id n unless it is a separator (0)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, rows = Path(name), {}
-        for source, lengths in sources.items():
-            ends = np.cumsum(lengths)
-            tokens = np.arange(1, int(ends[-1]) + 1, dtype=np.uint16) if lengths else np.empty(0, np.uint16)
-            tokens[(ends - lengths).astype(int)] = 0
-            names = [f"{source}/{number}" for number in range(len(lengths))]
-            with SourceWriter(folder, source, "uint16", shard_tokens) as writer:
-                writer.add(Piece(source, tokens, lengths, names, [f"https://{name}" for name in names], {"MIT"}, sum(lengths)))
-            rows[source] = writer.as_dict(None)
-        index = {
-            "version": 1,
-            "dtype": "uint16",
-            "vocab_size": vocab_size,
-            "separator_id": 0,
-            "tokenizer_sha256": "",
-            "sources": rows,
-        }
-        write_json(folder / "index.json", index)
-        yield folder
-
+from .made import Sources, shards
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 SOURCES = st.dictionaries(st.sampled_from(["wiki", "code", "a/b"]), LENGTHS, min_size=1)
@@ -160,7 +131,7 @@ def test_weights_default_to_tokens_or_to_what_was_configured() -> None:
         assert Mixture(folder, context=10, seed=0).weights == {"a": 0.75, "b": 0.25}
         assert Mixture(folder, context=10, seed=0, weights={"b": 2}).sources == ["b"]
         index = json.loads((folder / "index.json").read_text())
-        index["sources"]["a"]["weight"], index["sources"]["b"]["weight"] = 1.0, 4.0
+        index["mixture"] = {"sources": {"a": 1.0, "b": 4.0}}
         write_json(folder / "index.json", index)
         mixture = Mixture(folder, context=10, seed=0)
         assert mixture.weights == {"a": 0.2, "b": 0.8}
@@ -226,10 +197,12 @@ def cut(folder: Path) -> None:
         (lambda folder: (folder / "code-00000.bin").unlink(), "a shard is missing"),
         (lambda folder: (folder / "index.json").unlink(), "no index of token shards"),
         (lambda folder: (folder / "index.json").write_text("{"), "not valid JSON"),
-        (edit(lambda index: index.update(version=2)), "not of version 1"),
+        (edit(lambda index: index.update(version=1)), "not of version 2"),
         (edit(lambda index: index.update(dtype="uint32")), "cut short"),
         (edit(lambda index: index.update(dtype="float32")), "not 'float32'"),
         (edit(lambda index: index.pop("separator_id")), "lacks separator_id"),
+        (edit(lambda index: index.update(mixture={"sources": {"code": "a lot"}})), "'a lot' is not a weight"),
+        (edit(lambda index: index["sources"]["code"]["shards"][0].pop("listing_sha256")), "not describe the source 'code'"),
         (edit(lambda index: index["sources"]["code"].pop("shards")), "does not describe the source 'code'"),
         (edit(lambda index: index["sources"]["code"]["shards"].pop()), "do not add up"),
         (edit(lambda index: index["sources"]["code"]["shards"][0].update(file="../../etc/passwd")), "leads out of its folder"),
@@ -268,10 +241,11 @@ def test_another_tokenizer(tokens: Path, tokenizer: Path, tmp_path: Path) -> Non
 def test_wrong_weights(tokens: Path) -> None:
     with pytest.raises(UserError, match="did you mean tales"):
         Mixture(tokens, context=32, seed=0, weights={"tale": 1})
-    with pytest.raises(UserError, match="from 0 on"):
-        Mixture(tokens, context=32, seed=0, weights={"tales": -1})
-    with pytest.raises(UserError, match="no tokens to train on"):
-        Mixture(tokens, context=32, seed=0, weights={"tales": 0})
+    for wrong in (-1, 0, float("inf"), "much", "-2ep", "200%"):
+        with pytest.raises(UserError, match="weights: the mixture is wrong"):
+            Mixture(tokens, context=32, seed=0, weights={"tales": wrong})
+    with pytest.raises(UserError, match="names no source"):
+        Mixture(tokens, context=32, seed=0, weights={})
 
 
 def test_wrong_calls(tokens: Path) -> None:

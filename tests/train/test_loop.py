@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from herdbook.console import Terminal
 from herdbook.errors import Interrupted, UserError
+from herdbook.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from herdbook.train.config import LoopConfig
 from herdbook.train.loop import open_run, step_seed
 from herdbook.train.machine import Machine
 from herdbook.train.metrics import read_metrics
-from herdbook.train.task import MicroBatch, Setting
+from herdbook.train.optim import build_optimizers
+from herdbook.train.stability import read_events
+from herdbook.train.task import Loss, MicroBatch, Setting
 
 NUMBERS = ("step", "tokens", "loss", "lr", "grad_norm")
 
@@ -42,7 +45,7 @@ def test_a_run_cut_off_repeats_the_uninterrupted_one_bit_for_bit(toy: ModuleType
     toy.run(tmp_path / "whole", checkpoint_every=5)
 
     class CutOff(toy.Counting):  # type: ignore[name-defined,misc]
-        def loss(self, model: Any, batch: MicroBatch) -> tuple[Tensor, int]:
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
             if len(read_metrics(tmp_path / "parts" / "metrics.jsonl")) == 8:
                 raise RuntimeError("the power fails")
             return super().loss(model, batch)  # type: ignore[no-any-return]
@@ -118,7 +121,7 @@ def test_a_finished_model_without_checkpoints_is_not_overwritten(toy: ModuleType
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(toy: ModuleType, tmp_path: Path, number: signal.Signals) -> None:
     class Stopped(toy.Counting):  # type: ignore[name-defined,misc]
-        def loss(self, model: Any, batch: MicroBatch) -> tuple[Tensor, int]:
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
             if len(read_metrics(tmp_path / "metrics.jsonl")) == 4:
                 os.kill(os.getpid(), number)
             return super().loss(model, batch)  # type: ignore[no-any-return]
@@ -137,7 +140,7 @@ def test_a_signal_saves_and_says_how_to_go_on(toy: ModuleType, tmp_path: Path, n
 
 def test_a_second_interrupt_quits_at_once(toy: ModuleType, tmp_path: Path) -> None:
     class Stopped(toy.Counting):  # type: ignore[name-defined,misc]
-        def loss(self, model: Any, batch: MicroBatch) -> tuple[Tensor, int]:
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("not reached")
@@ -154,21 +157,144 @@ def test_outside_the_main_thread_the_loop_works_without_signals(toy: ModuleType,
     assert outcomes[0].steps == 12
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(toy: ModuleType, tmp_path: Path) -> None:
-    class Breaks(toy.Counting):  # type: ignore[name-defined,misc]
-        def loss(self, model: Any, batch: MicroBatch) -> tuple[Tensor, int]:
-            total, count = super().loss(model, batch)
-            return total * (math.nan if len(read_metrics(tmp_path / "metrics.jsonl")) == 6 else 1), count
+def broken(toy: ModuleType, out: Path, steps: dict[int, float], *, always: bool = False) -> Any:
+    """The toy task, whose loss is multiplied by a number in the steps that are named: at their first visit, or at each."""
 
+    class Breaks(toy.Counting):  # type: ignore[name-defined,misc]
+        def micro_batches(self, step: int) -> list[MicroBatch]:
+            factor = steps.get(step + 1, 1.0) if always or not self.left_out else 1.0
+            return [{**batch, "factor": torch.tensor(factor)} for batch in super().micro_batches(step)]
+
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
+            factor = batch.pop("factor")
+            found = super().loss(model, batch)
+            return Loss(found.total * factor, found.tokens, {name: value * factor for name, value in found.sums.items()})
+
+    return Breaks(steps=12)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(toy: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"step 7: the loss is nan.*checkpoint of step 5 is kept"):
-        toy.run(tmp_path, task=Breaks(), checkpoint_every=5)
+        toy.run(tmp_path, task=broken(toy, tmp_path, {7: math.nan}), checkpoint_every=5, stability={"nonfinite": "stop"})
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
+    (event,) = read_events(tmp_path)
+    assert (event["event"], event["step"], event["documents"]) == ("stop", 7, [{"id": "document of step 7"}])
+
+
+def test_a_bad_step_is_skipped_and_leaves_the_weights_as_they_were(toy: ModuleType, tmp_path: Path) -> None:
+    model = toy.decoder()
+    outcome = toy.run(
+        tmp_path, model=model, task=broken(toy, tmp_path, {12: math.inf}), checkpoint_every=11, keep_checkpoints=3
+    )
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert (outcome.skipped, rows[-1]["skipped"], rows[-1]["loss"]) == (1, "nonfinite", None)
+    assert [event["event"] for event in read_events(tmp_path)] == ["skip"]
+    other = toy.decoder()
+    checkpoint = find_checkpoint(tmp_path, Terminal(quiet=True))
+    load_checkpoint(
+        Checkpoint(tmp_path / "checkpoint-000011", 11, checkpoint.facts), other, build_optimizers(other, LoopConfig())
+    )
+    for before, after in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_bad_steps_in_a_row_stop_the_run(toy: ModuleType, tmp_path: Path) -> None:
+    bad = dict.fromkeys(range(4, 13), math.nan)
+    with pytest.raises(UserError, match=r"step 6: the loss is nan.*2 steps before it were bad too"):
+        toy.run(tmp_path, task=broken(toy, tmp_path, bad), stability={"most_in_a_row": 3})
+
+
+def test_a_leap_is_rewound_from_and_its_data_left_out(toy: ModuleType, tmp_path: Path) -> None:
+    config = {"checkpoint_every": 4, "stability": {"spike": "rewind", "spike_window": 8}}
+    outcome = toy.run(tmp_path / "a", task=broken(toy, tmp_path, {11: 50.0}), **config)
+    assert (outcome.rewinds, outcome.skipped, outcome.steps) == (1, 0, 12)
+    (event,) = read_events(tmp_path / "a")
+    assert (event["step"], event["to_step"], event["sequences"], event["kind"]) == (11, 8, 24, "spike")
+    assert event["documents"] == [{"step": step, "id": f"document of step {step}"} for step in (9, 10, 11)]
+    assert [row["step"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl")] == list(range(1, 13))
+    # As a run that never had the data of steps 9, 10 and 11.
+    without = toy.Counting(steps=12)
+    without.left_out = [(8, 24)]
+    toy.run(tmp_path / "b", task=without, **config)
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def test_a_run_killed_right_after_a_rewind_goes_on_without_the_data(toy: ModuleType, tmp_path: Path) -> None:
+    config = {"checkpoint_every": 4, "stability": {"spike": "rewind", "spike_window": 8}}
+    whole = toy.run(tmp_path / "whole", task=broken(toy, tmp_path, {11: 50.0}), **config)
+
+    class Killed(type(broken(toy, tmp_path, {11: 50.0}))):  # type: ignore[misc]
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
+            if self.left_out:
+                raise RuntimeError("the power fails")
+            return super().loss(model, batch)  # type: ignore[no-any-return]
+
+    with pytest.raises(RuntimeError, match="power"):
+        toy.run(tmp_path / "parts", task=Killed(steps=12), **config)
+    resumed = toy.run(tmp_path / "parts", task=broken(toy, tmp_path, {11: 50.0}), **config)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert resumed.rewinds == whole.rewinds == 1
+
+
+def test_rewinding_does_not_go_on_for_ever(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="after 2 rewinds"):
+        toy.run(tmp_path, task=broken(toy, tmp_path, {3: math.nan}, always=True),
+                stability={"nonfinite": "rewind", "most_rewinds": 2})  # fmt: skip
+
+
+def test_a_run_cut_off_after_skips_repeats_the_uninterrupted_one(toy: ModuleType, tmp_path: Path) -> None:
+    config = {"checkpoint_every": 5, "stability": {"spike": "skip", "spike_window": 8, "spike_sigma": 3}}
+    toy.run(tmp_path / "whole", task=broken(toy, tmp_path, {6: math.nan, 9: 50.0}), keep_checkpoints=9, **config)
+    toy.run(tmp_path / "parts", task=broken(toy, tmp_path, {6: math.nan, 9: 50.0}), keep_checkpoints=9, **config)
+    (tmp_path / "parts" / "checkpoint-000012" / "checkpoint.json").unlink()
+    (tmp_path / "parts" / "checkpoint-000010" / "checkpoint.json").unlink()
+    resumed = toy.run(tmp_path / "parts", task=broken(toy, tmp_path, {6: math.nan, 9: 50.0}), **config)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert resumed.skipped == 2
+
+
+def test_micro_batches_are_halved_when_memory_runs_out(toy: ModuleType, tmp_path: Path) -> None:
+    class Large(toy.Counting):  # type: ignore[name-defined,misc]
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
+            if len(batch["tokens"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().loss(model, batch)  # type: ignore[no-any-return]
+
+    toy.run(tmp_path / "a", task=Large(), model=toy.decoder())
+    toy.run(tmp_path / "b", task=toy.Counting(micro_batch=2), model=toy.decoder())
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    checkpoint = find_checkpoint(tmp_path / "a", Terminal(quiet=True))
+    assert checkpoint is not None and checkpoint.micro_batch("auto") == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        toy.run(tmp_path / "c", task=Large(), micro_batch=8)
+
+
+def test_a_step_that_hangs_ends_the_process_and_says_where(toy: ModuleType, tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS.format(toy=toy.__file__))
+    done = subprocess.run([sys.executable, script, str(tmp_path / "out")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert "training hangs" in done.stderr and "go on from the last checkpoint" in done.stderr
+    assert "hangs.py" in (hang := (tmp_path / "out" / "hang.txt").read_text()) and "in loss" in hang
+    assert (tmp_path / "out" / "latest").read_text() == "checkpoint-000003\n"
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "muon"])
+def test_other_optimizers_learn_and_resume_too(toy: ModuleType, tmp_path: Path, optimizer: str) -> None:
+    rate = 3e-3 if optimizer == "lion" else 1e-2
+    config = {"optimizer": optimizer, "lr": rate, "checkpoint_every": 20, "keep_checkpoints": 9}
+    outcome = toy.run(tmp_path / "whole", task=toy.Counting(steps=60), **config)
+    assert outcome.final_loss < 3.3
+    toy.run(tmp_path / "parts", task=toy.Counting(steps=60), **config)
+    (tmp_path / "parts" / "checkpoint-000060" / "checkpoint.json").unlink()
+    toy.run(tmp_path / "parts", task=toy.Counting(steps=60), **config)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
 def test_a_step_without_anything_to_learn_is_no_silent_zero(toy: ModuleType, tmp_path: Path) -> None:
     class Empty(toy.Counting):  # type: ignore[name-defined,misc]
-        def loss(self, model: Any, batch: MicroBatch) -> tuple[Tensor, int]:
-            return super().loss(model, batch)[0] * 0, 0
+        def loss(self, model: Any, batch: MicroBatch) -> Loss:
+            return super().loss(model, batch)._replace(tokens=0)  # type: ignore[no-any-return]
 
     with pytest.raises(ValueError, match="step 1 has nothing to train on"):
         toy.run(tmp_path, task=Empty())
@@ -205,6 +331,26 @@ def test_step_seeds_differ() -> None:
     seeds = [step_seed(seed, step) for seed in range(3) for step in range(100)]
     assert len(set(seeds)) == 300
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+HANGS = """
+import importlib.util, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("toy", {toy!r})
+toy = importlib.util.module_from_spec(spec)
+sys.modules["toy"] = toy
+spec.loader.exec_module(toy)
+
+class Hangs(toy.Counting):
+    calls = 0
+    def loss(self, model, batch):
+        Hangs.calls += 1
+        if Hangs.calls == 5:
+            time.sleep(1000)
+        return super().loss(model, batch)
+
+toy.run(Path(sys.argv[1]), task=Hangs(), hang_after_s=6.0, checkpoint_every=3)
+"""
 
 
 KILLED = """

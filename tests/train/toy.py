@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from herdbook.console import Terminal
 from herdbook.model.config import ModelConfig
@@ -18,13 +18,13 @@ from herdbook.train.config import LoopConfig
 from herdbook.train.loop import open_run, train
 from herdbook.train.losses import HeadLoss
 from herdbook.train.machine import Machine
-from herdbook.train.task import MicroBatch, Outcome, Setting
+from herdbook.train.task import Loss, MicroBatch, Outcome, Setting, Task
 
 SHAPE = ModelConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=2, context=16)
 
 
 @dataclass
-class Counting:
+class Counting(Task):
     """Each sequence is a, a+1, a+2, … modulo 64, from a start that the step decides."""
 
     steps: int = 12
@@ -32,19 +32,30 @@ class Counting:
     micro_batch: int = 8
     name: str = "counting"
     head_loss: HeadLoss = field(default_factory=HeadLoss)
+    left_out: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def tokens_per_step(self) -> int:
         return self.sequences * 16
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        starts_B1 = np.random.default_rng([7, step]).integers(0, 64, (self.sequences, 1))
+        shift = sum(count for at, count in self.left_out if at <= step)
+        starts_B1 = np.random.default_rng([7, step * self.sequences + shift]).integers(0, 64, (self.sequences, 1))
         return cut({"tokens": torch.from_numpy((starts_B1 + np.arange(17)) % 64)}, self.micro_batch)
 
-    def loss(self, model: Decoder, batch: MicroBatch) -> tuple[Tensor, int]:
+    def loss(self, model: Decoder, batch: MicroBatch) -> Loss:
         tokens_BT = batch["tokens"]
-        total = self.head_loss(model, model.hidden(tokens_BT[:, :-1]), tokens_BT[:, 1:])
-        return total, tokens_BT[:, 1:].numel()
+        rows_B, z = self.head_loss(model, model.hidden(tokens_BT[:, :-1]), tokens_BT[:, 1:])
+        return Loss(rows_B.sum() + z, tokens_BT[:, 1:].numel(), {"loss": rows_B.sum().detach()})
+
+    def leave_out(self, first: int, last: int) -> int:
+        begin = sum(count for at, count in self.left_out if at <= first)
+        end = sum(count for at, count in self.left_out if at <= last) + (last + 1 - first) * self.sequences
+        self.left_out = [*((at, count) for at, count in self.left_out if at <= first), (first, end - begin)]
+        return end - begin
+
+    def documents(self, step: int) -> list[dict[str, Any]]:
+        return [{"id": f"document of step {step + 1}"}]
 
     def parts(self, model: Decoder) -> list[nn.Module]:
         return [*model.blocks, self.head_loss]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import xxhash
-from torch import Tensor, nn
+from torch import nn
 
 from herdbook import pedigree
 from herdbook.align.chat import ChatFormat
@@ -46,14 +46,14 @@ from herdbook.train.loop import open_run, train
 from herdbook.train.losses import IGNORED, HeadLoss
 from herdbook.train.machine import decide
 from herdbook.train.result import write_model, write_plan
-from herdbook.train.task import MicroBatch, Setting
+from herdbook.train.task import Loss, MicroBatch, Setting, Task
 from herdbook.units import human_count, human_seconds
 
 PAIRS = "pairs.jsonl"
 
 
 @dataclass
-class FineTuning:
+class FineTuning(Task):
     """Next-token prediction on answers; a task of the loop.
 
     Attributes:
@@ -70,6 +70,7 @@ class FineTuning:
     pad_id: int
     name: str = "fine-tuning"
     head_loss: HeadLoss = field(default_factory=HeadLoss)
+    left_out: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def tokens_per_step(self) -> int:
@@ -83,12 +84,14 @@ class FineTuning:
         tensors = collate([[self.samples[number].sample for number in row] for row in filled], self.width, pad_id=self.pad_id)
         return cut(tensors, self.micro_batch)
 
-    def loss(self, model: Decoder, batch: MicroBatch) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the answers' tokens, and their number."""
+    def loss(self, model: Decoder, batch: MicroBatch) -> Loss:
+        """Summed cross-entropy of the answers' tokens."""
         x_BTD = model.hidden(batch["tokens"], documents_BT=batch["documents"])
         trained_BT = batch["targets"] != IGNORED
         targets_N = batch["targets"][trained_BT]
-        return self.head_loss(model, x_BTD[trained_BT], targets_N), targets_N.numel()
+        rows_N, z = self.head_loss(model, x_BTD[trained_BT], targets_N)
+        total = rows_N.sum()
+        return Loss(total + z, targets_N.numel(), {"loss": total.detach()})
 
     def parts(self, model: Decoder) -> list[nn.Module]:
         """The blocks; the head sees another number of positions at each step, which would be compiled again and again."""
@@ -124,8 +127,8 @@ class AnswerLoss:
         loss, count = 0.0, 0
         for step in range(self.task.steps):
             for batch in self.task.micro_batches(step):
-                part, trained = self.task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-                loss, count = loss + part.item(), count + trained
+                part = self.task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+                loss, count = loss + part.sums["loss"].item(), count + int(part.tokens)
         return {"val_loss": loss / count, "val_bits_per_byte": loss / math.log(2) / self.text_bytes}
 
 
@@ -173,9 +176,7 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
             rec.add_input(path, role)
         _note_data(cfg, training, skipped, out, rec)
         _note_licenses(cfg, model, training, rec)
-        setting = Setting(
-            identity, per_token, machine.peak_flops(), validate=_validation(aside, task), micro_batch=task.micro_batch
-        )
+        setting = Setting(identity, per_token, machine.peak_flops(), validate=_validation(aside, task))
         network = load_decoder(model)
         outcome = train(network, task, cfg, setting, machine, out, terminal, checkpoint=checkpoint)
         terminal.say(write_model(network, outcome, setting, machine, task, out, rec, tokenizer=chat.tokenizer))

@@ -223,6 +223,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.cfg = cfg.resolved()
         self.compute_dtype = torch.float32
+        self.heads_here = slice(None)  # of all query heads; tensor parallelism leaves each process its own
         width, projected = cfg.embed_width, cfg.embed_width != cfg.d_model
         self.embed = nn.Embedding(self.cfg.vocabulary, width)
         self.project_in = Linear(width, cfg.d_model, bias=False) if projected else None
@@ -245,14 +246,19 @@ class Decoder(nn.Module):
         (GPT-2). On one device the same generator state gives the same weights.
         """
         for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-            elif weight.dim() == 1:
-                weight.fill_(1.0)
-            else:
-                adds_to_stream = name.endswith(("attn.o.weight", "ff.down.weight"))
-                std = self.cfg.init_std / (math.sqrt(2 * self.cfg.n_layers) if adds_to_stream else 1.0)
-                weight.normal_(0.0, std, generator=generator)
+            self.init_weight(name, weight, generator)
+
+    @torch.no_grad()
+    def init_weight(self, name: str, weight: Tensor, generator: torch.Generator | None = None) -> None:
+        """Draw the whole parameter `name` into `weight`; called in the order of `named_parameters` it is `init_weights`."""
+        if name.endswith("bias"):
+            weight.zero_()
+        elif weight.dim() == 1:
+            weight.fill_(1.0)
+        else:
+            adds_to_stream = name.endswith(("attn.o.weight", "ff.down.weight"))
+            std = self.cfg.init_std / (math.sqrt(2 * self.cfg.n_layers) if adds_to_stream else 1.0)
+            weight.normal_(0.0, std, generator=generator)
 
     def forward(
         self, tokens_BT: Tensor, *, documents_BT: Tensor | None = None, positions_BT: Tensor | None = None,
@@ -300,7 +306,7 @@ class Decoder(nn.Module):
             sight = Sight(document_mask(documents_BT), causal=False)
         if self.cfg.positions != "alibi":
             return sight
-        slopes_H = alibi_slopes(self.cfg.n_heads, self.cfg.alibi_max).to(positions_BT.device)
+        slopes_H = alibi_slopes(self.cfg.n_heads, self.cfg.alibi_max)[self.heads_here].to(positions_BT.device)
         keys_BS = positions_BT if cache is None else cache.key_positions(T)
         return with_alibi(
             sight, slopes_H, positions_BT, keys_BS,

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from herdbook.facts.devices import HERE, Device
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
 BUDGET_S = 1.0
+HERE_MFU = 0.45
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 
 
@@ -91,3 +94,48 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def measure_bandwidth(device: str = "cpu") -> float:
+    """The best bytes/s at which memory is read by a product of a large matrix with a vector, which is what writing a text
+    token by token does. The matrix is much larger than caches are: 256 MB, on GPUs 2 GB."""
+    import torch
+
+    rows, columns = (16384, 4096) if torch.device(device).type == "cpu" else (65536, 8192)
+    with torch.no_grad():
+        w = torch.ones(rows, columns, device=device)
+        x = torch.ones(columns, device=device)
+        best, tries, started = 0.0, 0, time.perf_counter()
+        while tries < 3 or time.perf_counter() - started < BUDGET_S / 2:
+            begun = time.perf_counter()
+            torch.mv(w, x)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if tries:
+                best = max(best, 4 * rows * columns / (time.perf_counter() - begun))
+            tries += 1
+        return best
+
+
+def measure_here() -> Device:
+    """The machine this runs on as a device: memory as the system states it, peak and bandwidth measured, about two seconds."""
+    import torch
+
+    from herdbook import pedigree
+
+    facts = pedigree.machine()
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    title, memory = f"{facts['cpu']}, {facts['cores']} cores", facts["memory_bytes"] or 0
+    if kind == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        title, memory = properties.name, properties.total_memory
+    dtype = training_dtype(kind)
+    rates = {"fp32": measure_peak("float32", device=kind)}
+    if dtype == "bfloat16":
+        rates["bf16"] = measure_peak(dtype, device=kind)
+    return Device(
+        name=HERE, title=f"this machine ({title})", memory=int(memory), flops=rates, bandwidth=measure_bandwidth(kind),
+        source="measured now", node=torch.cuda.device_count() if kind == "cuda" else 1, mfu=HERE_MFU,
+        mfu_source="what compiled training of small models reaches here; a run's own is in its metrics.jsonl",
+        measured=True,
+    )  # fmt: skip

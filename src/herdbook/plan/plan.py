@@ -5,13 +5,7 @@ Everything is a formula of the model's shape and the number of tokens; nothing i
 - FLOPs: `ModelConfig.flops_per_token`, 6·N + 12·L·H·E·T/2 (PaLM, Chowdhery et al. 2022, appendix B, with causal attention).
 - Chinchilla multiple: D / (20·N). Hoffmann et al. 2022 (arXiv:2203.15556), Table 3, comes to about 20 tokens a parameter; below
   1 the model is larger than these tokens deserve, above 1 it is smaller and cheaper to use, as the LLaMA models are.
-- Compute-optimal size: approach 3 of the same paper, section 3.3: the loss E + A/N^α + B/D^β under C = 6·N·D is least at
-  N = G·(C/6)^(β/(α+β)), D = C/(6·N), with G = (α·A/(β·B))^(1/(α+β)). Two sets of coefficients: the published ones, and the
-  corrected fit of Besiroglu et al. 2024 (arXiv:2404.10102), which agrees with the paper's other two approaches and with the
-  20 tokens; the corrected one is the default. Both were fitted on 70M to 16B parameters: below that they extrapolate.
-- Memory: weights, gradients and AdamW's two moments in float32, 16 bytes a parameter (Rajbhandari et al. 2020, ZeRO, section
-  3.1), and the activations kept for the backward pass, counted tensor by tensor (`activation_bytes`, after Korthikanti et al.
-  2022, section 4, for a fused attention that keeps no scores).
+- Compute-optimal size: `herdbook.plan.laws`. Memory: `herdbook.plan.memory`.
 """
 
 from __future__ import annotations
@@ -22,39 +16,11 @@ from typing import Any
 
 from herdbook.console import Terminal
 from herdbook.model.config import ModelConfig
+from herdbook.plan.laws import BESIROGLU_2024, TOKENS_PER_PARAMETER, Law
+from herdbook.plan.memory import STATE_BYTES, cast_bytes, training_memory
 from herdbook.units import human_bytes, human_count, human_seconds
 
-TOKENS_PER_PARAMETER = 20
-STATE_BYTES = {"weights": 4, "gradients": 4, "optimizer": 8}  # float32; AdamW keeps two moments
 MANY_EPOCHS = 4  # Muennighoff et al. 2023 (arXiv:2305.16264): up to about four passes are nearly as good as new data
-
-
-@dataclass(frozen=True)
-class ScalingLaw:
-    """Loss = E + A/N^alpha + B/D^beta, in nats a token of the tokenizer it was fitted on."""
-
-    name: str
-    source: str
-    e: float
-    a: float
-    b: float
-    alpha: float
-    beta: float
-
-    def loss(self, parameters: float, tokens: float) -> float:
-        """The loss expected of N parameters after D tokens."""
-        return float(self.e + self.a / parameters**self.alpha + self.b / tokens**self.beta)
-
-    def optimum(self, flops: float) -> tuple[float, float]:
-        """(parameters, tokens) with the least loss for `flops` = 6·N·D."""
-        g = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        parameters = g * (flops / 6) ** (self.beta / (self.alpha + self.beta))
-        return parameters, flops / 6 / parameters
-
-
-# The published coefficients with the digits of the paper's TeX source: rounded as printed they give another exponent.
-HOFFMANN_2022 = ScalingLaw("Hoffmann et al. 2022", "arXiv:2203.15556, approach 3", 1.6934, 406.4, 410.7, 0.3392, 0.2849)
-BESIROGLU_2024 = ScalingLaw("Besiroglu et al. 2024", "arXiv:2404.10102", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
 
 @dataclass(frozen=True)
@@ -67,7 +33,8 @@ class Plan:
         epochs: how often each source is gone through.
         estimated_s: flops / flops_per_s; None when no speed is known.
         flops_per_s: the speed the estimate assumes: what training reaches, not the peak.
-        memory_bytes: the sum of `memory`: weights, gradients, optimizer, activations.
+        memory_bytes: the sum of `memory`: weights, gradients, optimizer, activations, and `casts`, the
+            16-bit copies of the weights, where products are in 16 bits.
     """
 
     parameters: int
@@ -127,7 +94,7 @@ def plan_training(
     epochs: Mapping[str, float] | None = None,
     micro_batch_tokens: int | None = None,
     activation_bytes_per_value: int = 2,
-    law: ScalingLaw = BESIROGLU_2024,
+    law: Law = BESIROGLU_2024,
 ) -> Plan:
     """What training `model` on `tokens` tokens will take.
 
@@ -151,6 +118,8 @@ def plan_training(
     flops = flops_per_token * trained
     optimal_parameters, optimal_tokens = law.optimum(flops)
     memory = training_memory(model, micro_batch_tokens or tokens_per_step, activation_bytes_per_value)
+    if activation_bytes_per_value < STATE_BYTES["weights"]:
+        memory["casts"] = cast_bytes(model, activation_bytes_per_value)
     return Plan(
         parameters=parameters,
         parameters_non_embedding=model.parameters_non_embedding(),
@@ -169,25 +138,6 @@ def plan_training(
         memory_bytes=sum(memory.values()),
         memory=memory,
     )
-
-
-def training_memory(model: ModelConfig, tokens: int, bytes_per_value: int = 2) -> dict[str, int]:
-    """Bytes of weights, gradients, optimizer, and of the activations of forward passes over `tokens` tokens."""
-    state = {name: size * model.parameters() for name, size in STATE_BYTES.items()}
-    return {**state, "activations": activation_bytes(model, tokens, bytes_per_value)}
-
-
-def activation_bytes(model: ModelConfig, tokens: int, bytes_per_value: int = 2) -> int:
-    """Bytes that the forward pass over `tokens` tokens keeps for the backward pass, without recomputation.
-
-    A block keeps, a token: the inputs of its two norms and of the matrices behind them (4·D), queries, keys and values
-    ((H + 2·K)·E), the output of attention (H·E), and in the feed-forward part what goes into and comes out of the activation
-    (3·F with a gate, else 2·F). After the blocks: the last norm (2·D), and logits in float32 with their gradient (8·V).
-    """
-    gated = 3 if model.activation == "swiglu" else 2
-    heads = (2 * model.n_heads + 2 * model.kv_heads) * model.head_width
-    block = 4 * model.d_model + heads + gated * model.ff_width
-    return tokens * (bytes_per_value * (model.n_layers * block + 2 * model.d_model) + 8 * model.vocabulary)
 
 
 def _pace(multiple: float) -> str:

@@ -6,11 +6,14 @@ windows that costs nothing to set up, to store or to resume.
 
 `Interleaving` deals sequences out to sources. A block of 65,536 sequences holds every source exactly as often as its weight
 says; within the block a source's k-th turn falls somewhere in the k-th of its equal strides, so that after any number of
-sequences each source is within about one of where its weight wants it.
+sequences each source is within about one of where its weight wants it. `Schedule` puts one interleaving behind another, where
+a curriculum changes the shares.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,6 +89,48 @@ class Interleaving:
         """How many of the first `sequences` sequences come from each source."""
         blocks, rest = divmod(sequences, BLOCK)
         return blocks * self.turns + np.bincount(self._source[:rest], minlength=len(self.turns))
+
+
+class Schedule:
+    """Which source each sequence comes from when shares change on the way: one interleaving a stage, turns counted through.
+
+    Args:
+        stages: (number of the first sequence, a weight for each source, 0 for none), in order, the first from 0 on.
+        seed: chooses where turns fall.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, Sequence[float]]], seed: int) -> None:
+        assert stages[0][0] == 0
+        assert all(before[0] < after[0] for before, after in itertools.pairwise(stages))
+        self._starts = [start for start, _ in stages]
+        self._sources = [[index for index, weight in enumerate(weights) if weight > 0] for _, weights in stages]
+        # The key of the first stage is that of a run without a curriculum, so that one may be added to what is to come.
+        keys = [derive(seed, "interleaving", *([number] if number else [])) for number in range(len(stages))]
+        self._dealt = [
+            Interleaving([weights[index] for index in sources], key)
+            for (_, weights), sources, key in zip(stages, self._sources, keys, strict=True)
+        ]
+        self._before = [np.zeros(len(stages[0][1]), dtype=np.int64)]
+        for number in range(1, len(stages)):
+            length = self._starts[number] - self._starts[number - 1]
+            self._before.append(self._before[-1] + self._counts(number - 1, length))
+
+    def turn(self, sequence: int) -> tuple[int, int]:
+        """The source of a sequence, and how many sequences of that source come before it."""
+        stage = bisect.bisect_right(self._starts, sequence) - 1
+        position, turn = self._dealt[stage].turn(sequence - self._starts[stage])
+        source = self._sources[stage][position]
+        return source, turn + int(self._before[stage][source])
+
+    def counts(self, sequences: int) -> npt.NDArray[np.int64]:
+        """How many of the first `sequences` sequences come from each source."""
+        stage = max(0, bisect.bisect_left(self._starts, sequences) - 1)
+        return self._before[stage] + self._counts(stage, sequences - self._starts[stage])
+
+    def _counts(self, stage: int, sequences: int) -> npt.NDArray[np.int64]:
+        counts = np.zeros_like(self._before[0])
+        counts[self._sources[stage]] = self._dealt[stage].counts(sequences)
+        return counts
 
 
 def _apportion(weights: npt.NDArray[np.float64], seats: int) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ files. Memory stays the same for any size of corpus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,9 +63,9 @@ class Survey:
             yield Sampled(source, row["language"] or "unknown", text)
 
 
-def check_sources(named: Mapping[str, float] | None, present: Mapping[str, int], *, key: str) -> None:
+def check_sources(named: Iterable[str] | None, present: Mapping[str, int], *, key: str) -> None:
     """Raise UserError when a weight names a source the corpus does not have, or one without any text."""
-    for name in named or {}:
+    for name in named or ():
         if not present.get(name):
             state = "holds no text in" if name in present else "is not in"
             raise UserError(

@@ -1,8 +1,8 @@
 """Token shards on disk: what one looks like, and the writer.
 
     SOURCE-00000.bin           token ids, little-endian uint16 or uint32, no header
-    SOURCE-00000.docs.parquet  offset (of the first token in this shard), tokens, id, url: a row a document
-    index.json                 dtype, vocabulary, hash of the tokenizer, and by source: counts, licence, weight, shards
+    SOURCE-00000.docs.parquet  offset (of the first token in this shard), tokens, id, url, license: a row a document
+    index.json                 dtype, vocabulary, hash of the tokenizer, the mixture, and by source: counts, licence, shards
 
 A document begins with the separator and never lies in two shards. The characters of a source's name that no file may have
 in its name are written as %XX.
@@ -24,12 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herdbook.facts.licenses import find_expression, strictest
-from herdbook.files import atomic_path
+from herdbook.files import atomic_path, sha256_file
 
 INDEX = "index.json"
-VERSION = 1
+VERSION = 2
 DOCS_SUFFIX = ".docs.parquet"
-DOCS_SCHEMA = pa.schema([("offset", pa.int64()), ("tokens", pa.int64()), ("id", pa.string()), ("url", pa.string())])
+DOCS_SCHEMA = pa.schema(
+    [("offset", pa.int64()), ("tokens", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("license", pa.string())]
+)
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Piece:
     lengths: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     urls: list[str | None] = field(default_factory=list)
-    licenses: set[str] = field(default_factory=set)
+    licenses: list[str] = field(default_factory=list)
     bytes: int = 0
 
 
@@ -57,7 +59,7 @@ class SourceWriter:
 
     def add(self, piece: Piece) -> None:
         """Append the documents of a piece, beginning a new shard behind the document that fills one."""
-        self._licenses |= piece.licenses
+        self._licenses.update(piece.licenses)
         self._bytes += piece.bytes
         ends = np.cumsum(piece.lengths)
         first = 0
@@ -76,14 +78,13 @@ class SourceWriter:
             self._shards.append(self._shard.finish())
             self._shard = None
 
-    def as_dict(self, weight: float | None) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """This source's part of index.json."""
         return {
             "tokens": sum(shard["tokens"] for shard in self._shards),
             "documents": sum(shard["documents"] for shard in self._shards),
             "bytes": self._bytes,
             "license": strictest(map(find_expression, sorted(self._licenses))).id,
-            "weight": weight,
             "shards": self._shards,
         }
 
@@ -106,6 +107,7 @@ class _Shard:
         self._lengths: list[int] = []
         self._ids: list[str] = []
         self._urls: list[str | None] = []
+        self._licenses: list[str] = []
         self.tokens = 0
 
     def add(self, piece: Piece, begun: int, first: int, last: int, dtype: np.dtype[Any]) -> None:
@@ -117,20 +119,26 @@ class _Shard:
         self._lengths += lengths
         self._ids += piece.ids[first:last]
         self._urls += piece.urls[first:last]
+        self._licenses += piece.licenses[first:last]
         self.tokens += sum(lengths)
 
     def finish(self) -> dict[str, Any]:
         """Close the shard and its list of documents; its row in index.json."""
         ends = np.cumsum(self._lengths)
-        columns = [pa.array(ends - self._lengths, pa.int64()), pa.array(self._lengths, pa.int64()), self._ids, self._urls]
-        with atomic_path(self._path.with_name(self._path.stem + DOCS_SUFFIX)) as aside:
-            pq.write_table(pa.table(columns, schema=DOCS_SCHEMA), aside, compression="zstd")
+        numbers = [pa.array(ends - self._lengths, pa.int64()), pa.array(self._lengths, pa.int64())]
+        table = pa.table([*numbers, self._ids, self._urls, self._licenses], schema=DOCS_SCHEMA)
+        listing = self._path.with_name(self._path.stem + DOCS_SUFFIX)
+        with atomic_path(listing) as aside:
+            pq.write_table(table, aside, compression="zstd")
         self._stack.close()
         return {
             "file": self._path.name,
             "tokens": self.tokens,
             "documents": len(self._lengths),
             "sha256": self._hash.hexdigest(),
+            "listing": listing.name,
+            "listing_bytes": listing.stat().st_size,
+            "listing_sha256": sha256_file(listing),
         }
 
     def drop(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from herdbook.errors import UserError
 from herdbook.model.config import ModelConfig
-from herdbook.plan.plan import activation_bytes
+from herdbook.plan.memory import activation_bytes
 
 MEMORY_SHARE = 0.4  # of what is free goes to activations
 UNKNOWN_MEMORY = 4 << 30

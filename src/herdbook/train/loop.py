@@ -1,7 +1,8 @@
 """The one training loop: pre-training and all that follows are tasks of it.
 
 A step: the task's micro-batches one after the other, gradients summed; one multiplication that makes the sum the mean over
-all tokens trained on and clips it; AdamW. So the result does not depend on how a step is cut into micro-batches.
+all tokens trained on and clips it; the optimizer. So the result does not depend on how a step is cut into micro-batches. A step
+whose loss is no finite number, or leaps, is skipped or rewound from, see `stability`.
 
 A run cut off at any moment and started again gives the same numbers as one that was not, bit for bit on one machine: data
 and random numbers are pure functions of (seed, step), a checkpoint holds everything else, and the decisions `auto` came to
@@ -11,17 +12,17 @@ are kept with it.
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from herdbook import pedigree
 from herdbook.console import Progress, Terminal
@@ -30,15 +31,17 @@ from herdbook.files import remove_partials, require_space
 from herdbook.model.decoder import Decoder
 from herdbook.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, require_same, save_checkpoint
 from herdbook.train.config import LoopConfig
+from herdbook.train.energy import EnergyMeter
 from herdbook.train.interrupt import StopRequest
 from herdbook.train.machine import Machine, compile_parts, settings
 from herdbook.train.metrics import MetricsLog, read_metrics
-from herdbook.train.optim import build_optimizer, finish_gradients, set_learning_rate
-from herdbook.train.progress import Pace, progress_line
-from herdbook.train.schedule import learning_rate, warmup_steps
+from herdbook.train.optim import STATE_BYTES, build_optimizers, finish_gradients, set_learning_rate
+from herdbook.train.progress import Pace, Table, progress_line
+from herdbook.train.schedule import learning_rate, warmup_tokens
+from herdbook.train.stability import Trouble, Watch, last_rewind, log_event, read_events
 from herdbook.train.task import MicroBatch, Outcome, Setting, Task
-
-CHECKPOINT_BYTES = 12  # a parameter: itself and AdamW's two moments, float32
+from herdbook.train.trackers import Trackers
+from herdbook.train.watchdog import Watchdog
 
 
 def train(
@@ -88,6 +91,13 @@ def open_run(out: Path, identity: dict[str, Any], terminal: Terminal) -> Iterato
         os.close(handle)
 
 
+class _Update(NamedTuple):
+    """What became of a step: its row for the log, or what is wrong with it."""
+
+    row: dict[str, Any]
+    trouble: Trouble | None
+
+
 @dataclass
 class _Loop:
     model: Decoder
@@ -107,34 +117,54 @@ class _Loop:
         self.device = torch.device(self.machine.device)
         self.model.to(self.device).train()
         self.model.compute_dtype = self.machine.dtype
-        self.optimizer = build_optimizer(self.model, self.cfg)
+        self.optimizers = build_optimizers(self.model, self.cfg)
         self.steps = self.task.steps
-        self.warmup = warmup_steps(self.cfg, self.steps, self.task.tokens_per_step)
+        self.total = self.task.tokens_after(self.steps)
+        self.warmup = warmup_tokens(self.cfg, self.total)
         self.eval_every = self.cfg.eval_every or max(1, self.steps // 10)
-        self.pace, self.loader = Pace(), ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self.watch = Watch(self.cfg.stability)
+        self.energy = EnergyMeter(self.machine.device, self.cfg.power_w)
+        self.pace, self.table = Pace(), Table(self.terminal, self.setting.bytes_per_token)
+        self.loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self.log: MetricsLog | None = None
+        self.trackers: Trackers | None = None
 
     def close(self) -> None:
-        """Let go of the loader's thread and the log."""
+        """Let go of the loader's thread and the logs."""
         self.loader.shutdown(wait=False, cancel_futures=True)
-        if self.log is not None:
-            self.log.close()
+        for log in (self.log, self.trackers):
+            if log is not None:
+                log.close()
 
     def run(self, checkpoint: Checkpoint | None) -> Outcome:
         """Train from `checkpoint`, or the start, to the end."""
         if checkpoint is not None:
-            load_checkpoint(checkpoint, self.model, self.optimizer)
-            self.step = self.saved_step = checkpoint.step
-            self.elapsed_s = checkpoint.facts["elapsed_s"]
-            self.validation = checkpoint.facts["validation"]
+            self._restore(checkpoint)
             self.terminal.say(f"  going on from step {self.step:,} of {self.steps:,}", style="dim")
         self._require_room(self.cfg.keep_checkpoints + 1)
         self.log = MetricsLog(self.out, self.step)
+        self.trackers = Trackers(self.cfg.trackers, self.out, self.setting.identity, self.terminal)
         if self.step < self.steps:
+            if checkpoint is None and "rewind" in (self.cfg.stability.nonfinite, self.cfg.stability.spike):
+                self._save(first=True)
             self._compile()
-            with self.terminal.progress(self.task.name) as progress:
-                self._steps(progress)
+            with self.terminal.progress(self.task.name) as progress, Watchdog(self.out, self.cfg.hang_after_s) as dog:
+                self._steps(progress, dog)
         return self._outcome()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Be as the run was when it wrote a checkpoint, but for data that it has been rewound from since."""
+        facts = checkpoint.facts
+        load_checkpoint(checkpoint, self.model, self.optimizers)
+        self.step = self.saved_step = checkpoint.step
+        self.elapsed_s, self.validation = facts["elapsed_s"], facts["validation"]
+        self.energy.joules = facts.get("joules", 0.0)
+        self.watch = Watch(self.cfg.stability, facts.get("stability"))
+        left_out = facts.get("left_out", [])
+        rewind = last_rewind(read_events(self.out), self.step, self.watch.rewinds)
+        if rewind is not None:
+            left_out, self.watch.rewinds = rewind["left_out"], rewind["rewinds"]
+        self.task.left_out = [(int(step), int(sequences)) for step, sequences in left_out]
 
     def _compile(self) -> None:
         if not self.machine.compiled:
@@ -142,12 +172,12 @@ class _Loop:
         batch = self._to_device(self.task.micro_batches(self.step)[0])
 
         def probe() -> None:
-            torch.autograd.backward(self.task.loss(self.model, batch)[0])
-            self.optimizer.zero_grad()
+            torch.autograd.backward(self.task.loss(self.model, batch).total)
+            self._zero()
 
         compile_parts(self.task.parts(self.model), probe, self.terminal)
 
-    def _steps(self, progress: Progress) -> None:
+    def _steps(self, progress: Progress, dog: Watchdog) -> None:
         saved_at = time.monotonic()
         coming = self.loader.submit(self.task.micro_batches, self.step)
         while self.step < self.steps:
@@ -155,54 +185,119 @@ class _Loop:
             batches = coming.result()
             if self.step + 1 < self.steps:
                 coming = self.loader.submit(self.task.micro_batches, self.step + 1)
-            row = self._update(batches)
+            row, trouble = self._update(batches)
+            if trouble is not None:
+                self._react(trouble)
+                if trouble.action == "rewind":
+                    coming = self.loader.submit(self.task.micro_batches, self.step)
+                    continue
             self._note(row, time.perf_counter() - began, progress)
+            dog.alive()
             due = self.cfg.checkpoint_every is not None and self.step % self.cfg.checkpoint_every == 0
             due_s = self.cfg.checkpoint_every_s is not None and time.monotonic() - saved_at >= self.cfg.checkpoint_every_s
             if due or due_s or self.step == self.steps:
                 self._save()
                 saved_at = time.monotonic()
+                dog.alive()
             if self.stop.received is not None:
                 self._interrupted(self.stop.received)
 
-    def _update(self, batches: list[MicroBatch]) -> dict[str, Any]:
-        """One update of the weights; what to log of it."""
+    def _update(self, batches: list[MicroBatch]) -> _Update:
+        """One update of the weights, unless something is wrong with it."""
         step = self.step + 1
         torch.manual_seed(step_seed(self.cfg.seed, step))
-        lr = learning_rate(step, self.cfg, steps=self.steps, warmup=self.warmup)
-        set_learning_rate(self.optimizer, lr)
-        total, tokens = torch.zeros((), device=self.device), 0
-        for batch in batches:
-            loss, trained = self.task.loss(self.model, self._to_device(batch))
-            torch.autograd.backward(loss)
-            total += loss.detach()
-            tokens += trained
+        tokens_seen = self.task.tokens_after(step)
+        lr = learning_rate(tokens_seen, self.cfg, total=self.total, warmup=self.warmup)
+        set_learning_rate(self.optimizers, lr)
+        tokens, sums = self._gradients(batches)
         if tokens == 0:
             raise ValueError(f"{self.task.name}: step {step} has nothing to train on")
-        mean, norm = total.item() / tokens, finish_gradients(self.model, tokens, self.cfg.clip)
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise self._not_finite(step, mean, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step = step
-        return {"step": step, "tokens": step * self.task.tokens_per_step, "loss": mean, "lr": lr, "grad_norm": norm}
+        mean, norm = sums["loss"].item() / tokens, finish_gradients(self.model, tokens, self.cfg.clip)
+        row = {"step": step, "tokens": tokens_seen, "loss": mean, "lr": lr, "grad_norm": norm, **self.task.report(sums)}
+        trouble = self.watch.judge(mean, norm)
+        if trouble is None:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        elif trouble.action == "skip":
+            row = {"step": step, "tokens": tokens_seen, "loss": None, "lr": lr, "grad_norm": None, "skipped": trouble.kind}
+        self._zero()
+        if trouble is None or trouble.action == "skip":
+            self.step = step
+        return _Update(row, trouble)
+
+    def _gradients(self, batches: list[MicroBatch]) -> tuple[int, dict[str, Tensor]]:
+        """Sum gradients over a step's micro-batches; the trained tokens and what is to be logged, summed too.
+
+        A micro-batch that memory does not hold is made half as large, for this step and all that follow.
+        """
+        while True:
+            if len(next(iter(batches[0].values()))) > self.task.micro_batch:  # fetched before they were made smaller
+                batches = self.task.micro_batches(self.step)
+            tokens: int | Tensor = 0
+            sums: dict[str, Tensor] = {}
+            try:
+                for batch in batches:
+                    loss = self.task.loss(self.model, self._to_device(batch))
+                    torch.autograd.backward(loss.total)
+                    tokens = tokens + loss.tokens
+                    for name, value in loss.sums.items():
+                        sums[name] = sums[name] + value if name in sums else value
+                return int(tokens), sums
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.cfg.micro_batch != "auto" or self.task.micro_batch == 1:
+                    raise
+            self._zero()
+            self.task.micro_batch = max(1, self.task.micro_batch // 2)
+            self.terminal.warn(f"memory ran out; going on with micro-batches of {self.task.micro_batch} sequences")
+
+    def _zero(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def _react(self, trouble: Trouble) -> None:
+        """Skip the step, go back to the last checkpoint, or stop; said to people, and written down with the documents."""
+        step = self.step if trouble.action == "skip" else self.step + 1
+        event = {"event": trouble.action, "step": step, "kind": trouble.kind, "detail": trouble.detail}
+        checkpoint = find_checkpoint(self.out, self.terminal) if trouble.action == "rewind" else None
+        if trouble.action == "stop" or (trouble.action == "rewind" and checkpoint is None):
+            log_event(self.out, {**event, "event": "stop", "documents": self.task.documents(step - 1)})
+            raise self._broke_down(step, trouble.detail)
+        self.watch.note(trouble)
+        if checkpoint is None:
+            log_event(self.out, {**event, "documents": self.task.documents(step - 1)})
+            self.terminal.warn(f"step {step:,} is skipped: {trouble.detail}")
+            return
+        documents = [{"step": at + 1, **row} for at in range(checkpoint.step, step) for row in self.task.documents(at)]
+        rewinds, sequences = self.watch.rewinds, self.task.leave_out(checkpoint.step, step - 1)
+        log_event(self.out, {**event, "to_step": checkpoint.step, "sequences": sequences, "left_out": self.task.left_out,
+                             "rewinds": rewinds, "documents": documents})  # fmt: skip
+        self._restore(checkpoint)
+        if self.log is not None:
+            self.log.close()
+        self.log = MetricsLog(self.out, self.step)
+        self.terminal.warn(
+            f"step {step:,} went wrong ({trouble.detail}): back to step {checkpoint.step:,}, "
+            f"and the {sequences:,} sequences since are left out"
+        )
 
     def _note(self, row: dict[str, Any], seconds: float, progress: Progress) -> None:
         """Log a step, look at held-out text when it is time, and show the live line."""
         self.elapsed_s += seconds
         self.pace.add(seconds)
-        rate = self.task.tokens_per_step / seconds
+        self.energy.add()
+        tokens = self.task.tokens_after(self.step) - self.task.tokens_after(self.step - 1)
+        rate = tokens / seconds
         row |= {"tokens_per_s": round(rate, 1), "mfu": self._mfu(rate), "elapsed_s": round(self.elapsed_s, 3)}
+        if self.energy.kwh is not None:
+            row["energy_kwh"] = round(self.energy.kwh, 6)
         if self.setting.validate is not None and (self.step % self.eval_every == 0 or self.step == self.steps):
-            self.model.eval()
-            # Held-out batches have other shapes; compiling for them too would cost more than it saves.
-            with torch.compiler.set_stance("force_eager"):
-                self.validation = self.setting.validate(self.model)
-            self.model.train()
-            row |= self.validation
-        assert self.log is not None
+            row |= self._validate(self.setting.validate)
+        assert self.log is not None and self.trackers is not None
         self.log.write(row)
-        rate = self.task.tokens_per_step / self.pace.step_s
+        self.trackers.write(row)
+        if self.step % self.eval_every == 0 or self.step == self.steps:
+            self.table.add(row, self.steps)
+        rate = tokens / self.pace.step_s
         progress.show(
             progress_line(
                 step=self.step,
@@ -211,9 +306,17 @@ class _Loop:
                 bytes_per_token=self.setting.bytes_per_token,
                 tokens_per_s=rate,
                 mfu=self._mfu(rate),
-                left_s=(self.steps - self.step) * self.pace.step_s,
+                left_s=(self.total - self.task.tokens_after(self.step)) / rate,
             )
         )
+
+    def _validate(self, look: Callable[[Decoder], dict[str, float]]) -> dict[str, float]:
+        self.model.eval()
+        # Held-out batches have other shapes; compiling for them too would cost more than it saves.
+        with torch.compiler.set_stance("force_eager"):
+            self.validation = look(self.model)
+        self.model.train()
+        return self.validation
 
     def _mfu(self, tokens_per_s: float) -> float | None:
         if self.setting.peak_flops is None:
@@ -226,18 +329,19 @@ class _Loop:
     def _require_room(self, checkpoints: int) -> None:
         size = sum(parameter.numel() for parameter in self.model.parameters())
         noun = "a checkpoint" if checkpoints == 1 else "training, with its checkpoints,"
-        require_space(self.out, checkpoints * size * CHECKPOINT_BYTES, purpose=noun)
+        require_space(self.out, checkpoints * size * STATE_BYTES[self.cfg.optimizer], purpose=noun)
 
-    def _save(self) -> None:
-        if self.saved_step == self.step:
+    def _save(self, first: bool = False) -> None:
+        if self.saved_step == self.step and not first:
             return
         self._require_room(1)
         assert self.log is not None
         self.log.sync()
-        facts = {"seed": self.cfg.seed, "elapsed_s": self.elapsed_s, "validation": self.validation,
+        facts = {"seed": self.cfg.seed, "elapsed_s": self.elapsed_s, "joules": self.energy.joules,
+                 "validation": self.validation, "stability": self.watch.state(), "left_out": self.task.left_out,
                  "identity": self.setting.identity, "machine": self.machine.as_dict(),
-                 "micro_batch": self.setting.micro_batch}  # fmt: skip
-        save_checkpoint(self.out, self.step, self.model, self.optimizer, facts, keep=self.cfg.keep_checkpoints)
+                 "micro_batch": self.task.micro_batch}  # fmt: skip
+        save_checkpoint(self.out, self.step, self.model, self.optimizers, facts, keep=self.cfg.keep_checkpoints)
         self.saved_step = self.step
 
     def _interrupted(self, number: int) -> None:
@@ -247,26 +351,36 @@ class _Loop:
             todo=self.setting.resume_hint, signal_number=number,
         )  # fmt: skip
 
-    def _not_finite(self, step: int, loss: float, norm: float) -> UserError:
+    def _broke_down(self, step: int, detail: str) -> UserError:
         kept = f"the checkpoint of step {self.saved_step:,} is kept" if self.saved_step else "no checkpoint was written yet"
         return UserError(
-            f"training broke down at step {step:,}: the loss is {loss} and the gradient's norm {norm}; {kept}",
-            where=self.out, todo="lower lr, or lengthen warmup, and train into another folder",
+            f"training broke down at step {step:,}: {detail}; {kept}",
+            where=self.out, todo="lower lr or lengthen warmup, in another folder; events.jsonl here names the documents",
         )  # fmt: skip
 
     def _outcome(self) -> Outcome:
         rows = read_metrics(self.out / "metrics.jsonl")
-        last = rows[-min(50, max(1, self.steps // 10)) :]
-        rate = self.steps * self.task.tokens_per_step / self.elapsed_s if self.elapsed_s else 0.0
+        last = [row["loss"] for row in rows[-min(50, max(1, self.steps // 10)) :] if row["loss"] is not None]
+        rate = self.total / self.elapsed_s if self.elapsed_s else 0.0
         return Outcome(
             steps=self.steps,
-            tokens=self.steps * self.task.tokens_per_step,
-            final_loss=sum(row["loss"] for row in last) / len(last) if last else None,
+            tokens=self.total,
+            final_loss=sum(last) / len(last) if last else None,
             train_s=round(self.elapsed_s, 3),
             tokens_per_s=round(rate, 1),
             mfu=self._mfu(rate),
+            skipped=self.watch.skipped,
+            rewinds=self.watch.rewinds,
+            energy_kwh=self.energy.kwh,
             validation=self.validation,
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a computation failed because memory ran out, of the device or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -19,17 +19,35 @@ IGNORED = -100  # the target of a position that is not trained on
 
 
 class HeadLoss(nn.Module):
-    """The sum of cross-entropies of hidden states against their target tokens."""
+    """Cross-entropies of hidden states against their target tokens.
 
-    def forward(self, model: Decoder, x: Tensor, targets: Tensor) -> Tensor:
-        """`x` (B, T, D) or (N, D), `targets` (B, T) or (N,) with `IGNORED` where nothing is trained; a float32 scalar."""
+    Args:
+        z_loss: weight of the squared log of the softmax's sum, which keeps logits from drifting (PaLM, arXiv:2204.02311, section
+            5; Falcon).
+        chunk: positions whose logits are made at once; None: all.
+    """
+
+    def __init__(self, z_loss: float = 0.0, chunk: int | None = None) -> None:
+        super().__init__()
+        self.z_loss, self.chunk = z_loss, chunk
+
+    def forward(self, model: Decoder, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` (B, T, D) or (N, D), `targets` (B, T) or (N,) with `IGNORED` where nothing is trained.
+
+        Gives the cross-entropies summed over each row (B,), or of each position (N,), and the sum of z-losses; float32.
+        """
         logits = model.head(x)
-        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum", ignore_index=IGNORED)
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=IGNORED)
+        rows = losses.view(targets.shape).sum(-1) if targets.dim() == 2 else losses
+        z = losses.new_zeros(())
+        if self.z_loss:
+            z = self.z_loss * (torch.logsumexp(logits, -1).square() * (targets != IGNORED)).sum()
+        return rows, z
 
 
 @torch.no_grad()
 def sum_loss(model: Decoder, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[float, int]:
     """Loss in nats summed over all trained positions, and their number; nothing is learned from it."""
     x_BTD = model.hidden(tokens_BT, documents_BT=documents_BT)
-    loss: Tensor = HeadLoss()(model, x_BTD, targets_BT)
-    return loss.item(), int((targets_BT != IGNORED).sum())
+    rows_B, _ = HeadLoss()(model, x_BTD, targets_BT)
+    return rows_B.sum().item(), int((targets_BT != IGNORED).sum())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,50 +25,87 @@ from herdbook.tokens.loader import Mixture, read_index
 from herdbook.train.batching import cut, micro_batch_size
 from herdbook.train.config import TrainConfig
 from herdbook.train.loop import open_run, train
-from herdbook.train.losses import HeadLoss
+from herdbook.train.losses import IGNORED, HeadLoss
 from herdbook.train.machine import decide
 from herdbook.train.result import write_model, write_plan
-from herdbook.train.task import MicroBatch, Setting
+from herdbook.train.schedule import BatchPlan, plan_batches
+from herdbook.train.task import Loss, MicroBatch, Setting, Task
 from herdbook.train.validation import load_validation
 
 
 @dataclass
-class Pretraining:
-    """Next-token prediction over a mixture; a task of the loop.
-
-    Attributes:
-        sequences: in a step.
-        micro_batch: sequences computed at once.
-    """
+class Pretraining(Task):
+    """Next-token prediction over a mixture; a task of the loop."""
 
     mixture: Mixture
-    steps: int
-    sequences: int
-    context: int
+    batches: BatchPlan
     micro_batch: int
     document_mask: bool
     name: str = "pre-training"
     head_loss: HeadLoss = field(default_factory=HeadLoss)
+    left_out: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]  # follows from the plan
+        """Updates of the weights in the whole run."""
+        return self.batches.steps
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens computed on, and trained on, in a step."""
-        return self.sequences * self.context
+        """Tokens computed on, and trained on, in a step of full size."""
+        return self.batches.sequences * self.batches.context
+
+    def tokens_after(self, steps: int) -> int:
+        """Tokens of the first `steps` steps."""
+        return self.batches.tokens_after(steps)
+
+    def sequences(self, step: int) -> range:
+        """The numbers of a step's sequences, beyond those left out."""
+        planned = self.batches.of(step)
+        shift = sum(count for at, count in self.left_out if at <= step)
+        return range(planned.start + shift, planned.stop + shift)
+
+    def leave_out(self, first: int, last: int) -> int:
+        """Never train on the data of steps `first` … `last`: step `first` takes what follows. Gives the sequences left out."""
+        begin, end = self.sequences(first).start, self.sequences(last).stop
+        self.left_out = [*((at, count) for at, count in self.left_out if at <= first), (first, end - begin)]
+        return end - begin
+
+    def documents(self, step: int) -> list[dict[str, Any]]:
+        """Source, id and address of each document in a step's sequences."""
+        origins = [self.mixture.origin(sequence) for sequence in self.sequences(step)]
+        return [
+            {"sequence": origin.number, "source": origin.source, "id": document.id, "url": document.url}
+            for origin in origins for document in origin.documents
+        ]  # fmt: skip
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The sequences of a step, (micro_batch, T+1) each, with their documents where those are masked."""
-        batch = self.mixture.batch(step, self.sequences)
-        tensors = {"tokens": torch.from_numpy(batch.tokens_BT)}
+        """The sequences of a step: tokens, targets (micro_batch, T), sources, and the documents of tokens where those are masked."""
+        batch = self.mixture.sequences(self.sequences(step))
+        tensors = {
+            "tokens": torch.from_numpy(batch.tokens_BT[:, :-1]),
+            "targets": torch.from_numpy(batch.targets_BT),
+            "sources": torch.from_numpy(batch.sources_B.astype(np.int64)),
+        }
         if self.document_mask:
-            tensors["documents"] = torch.from_numpy(batch.documents_BT)
+            tensors["documents"] = torch.from_numpy(batch.documents_BT[:, :-1])
         return cut(tensors, self.micro_batch)
 
-    def loss(self, model: Decoder, batch: MicroBatch) -> tuple[Tensor, int]:
-        """Summed cross-entropy of each token given those before it, and the number of tokens."""
-        tokens_BT, targets_BT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        documents = batch.get("documents")
-        x_BTD = model.hidden(tokens_BT, documents_BT=None if documents is None else documents[:, :-1])
-        return self.head_loss(model, x_BTD, targets_BT), targets_BT.numel()
+    def loss(self, model: Decoder, batch: MicroBatch) -> Loss:
+        """Summed cross-entropy of each token given those before it, also by source."""
+        targets_BT, sources_B = batch["targets"], batch["sources"]
+        x_BTD = model.hidden(batch["tokens"], documents_BT=batch.get("documents"))
+        rows_B, z = self.head_loss(model, x_BTD, targets_BT)
+        total, trained_B = rows_B.sum(), (targets_BT != IGNORED).sum(1)
+        by_source_S = torch.zeros(2, len(self.mixture.sources), device=rows_B.device, dtype=torch.float64)
+        by_source_S[0].index_add_(0, sources_B, rows_B.detach().double())
+        by_source_S[1].index_add_(0, sources_B, trained_B.double())
+        return Loss(total + z, trained_B.sum(), {"loss": total.detach(), "sources": by_source_S})
+
+    def report(self, sums: dict[str, Tensor]) -> dict[str, Any]:
+        """The loss of each source that the step had tokens of."""
+        rows = zip(self.mixture.sources, *sums["sources"].tolist(), strict=True)
+        return {"source_loss": {name: loss / tokens for name, loss, tokens in rows if tokens}}
 
     def parts(self, model: Decoder) -> list[nn.Module]:
         """The blocks, and the head with its loss."""
@@ -75,14 +113,14 @@ class Pretraining:
 
     def epochs(self) -> dict[str, float]:
         """How often the whole run goes through each source."""
-        return self.mixture.epochs(self.steps * self.sequences)
+        return self.mixture.epochs(self.batches.before(self.steps))
 
     def describe(self) -> dict[str, Any]:
         """Steps, sequences, and how often each source is gone over."""
         return {
             "steps": self.steps,
-            "sequences_per_step": self.sequences,
-            "context": self.context,
+            "sequences_per_step": self.batches.sequences,
+            "context": self.batches.context,
             "document_mask": self.document_mask,
             "epochs": self.epochs(),
         }
@@ -111,7 +149,8 @@ def pretrain(
     words = Tokenizer.load(tokenizer)
     index = read_index(tokens)
     shape = model.resolved(words.vocab_size)
-    sequences, context = _step_shape(cfg, shape)
+    batches = _batches(cfg, shape)
+    context = batches.context
     identity = {
         "train": cfg.identity(),
         "model": shape.model_dump(mode="json"),
@@ -124,16 +163,16 @@ def pretrain(
         mixture = Mixture(tokens, context=context, seed=cfg.seed, tokenizer=tokenizer)
         per_token = shape.flops_per_token(context)
         before = checkpoint.facts["machine"] if checkpoint is not None else None
-        machine = decide(cfg, flops=per_token * cfg.steps * cfg.tokens_per_step, before=before)
+        machine = decide(cfg, flops=per_token * batches.tokens_after(batches.steps), before=before)
         wanted = cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(cfg.micro_batch)
-        size = micro_batch_size(wanted, sequences=sequences, context=context, model=shape, device=machine.device,
+        size = micro_batch_size(wanted, sequences=batches.sequences, context=context, model=shape, device=machine.device,
                                 dtype=machine.dtype)  # fmt: skip
-        task = Pretraining(mixture, cfg.steps, sequences, context, size, cfg.document_mask)
+        task = Pretraining(mixture, batches, size, cfg.document_mask, head_loss=HeadLoss(cfg.z_loss, cfg.loss_chunk))
         plan = write_plan(task, shape, machine, out, context=context, micro_batch=size, epochs=task.epochs())
         plan.show(terminal)
         separator = int(index["separator_id"])
         validate = load_validation(corpus, words, separator_id=separator, context=context, sequences=cfg.eval_sequences)
-        setting = Setting(identity, per_token, machine.peak_flops(), _bytes_per_token(index), validate, size)
+        setting = Setting(identity, per_token, machine.peak_flops(), _bytes_per_token(index), validate)
         network = Decoder(shape)
         network.init_weights(torch.Generator().manual_seed(cfg.seed))
         outcome = train(network, task, cfg, setting, machine, out, terminal, checkpoint=checkpoint)
@@ -141,16 +180,13 @@ def pretrain(
         terminal.say(line)
 
 
-def _step_shape(cfg: TrainConfig, shape: ModelConfig) -> tuple[int, int]:
-    """Sequences a step and tokens a sequence. Raises UserError when they do not fit each other or the model."""
+def _batches(cfg: TrainConfig, shape: ModelConfig) -> BatchPlan:
+    """How many sequences each step has. Raises UserError when sizes do not fit each other or the model."""
     context = cfg.context or shape.context
     if context > shape.context:
         raise UserError(f"train.context ({context}) is longer than the model's context ({shape.context})",
                         todo="raise model.context, or lower train.context")  # fmt: skip
-    if cfg.tokens_per_step % context:
-        raise UserError(f"train.tokens_per_step ({cfg.tokens_per_step}) is not a multiple of the context ({context})",
-                        todo=f"take {max(1, round(cfg.tokens_per_step / context)) * context}")  # fmt: skip
-    return cfg.tokens_per_step // context, context
+    return plan_batches(cfg, context)
 
 
 def _bytes_per_token(index: dict[str, Any]) -> float | None:

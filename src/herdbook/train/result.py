@@ -29,7 +29,7 @@ def write_plan(
     """
     plan = plan_training(
         shape,
-        tokens=task.steps * task.tokens_per_step,
+        tokens=task.tokens_after(task.steps),
         tokens_per_step=task.tokens_per_step,
         context=context,
         flops_per_s=machine.expected_flops(),

@@ -9,7 +9,7 @@ from typing import Any
 from herdbook.facts.models import TRAINING
 from herdbook.facts.results import tables_with
 from herdbook.model.config import ModelConfig
-from herdbook.plan.plan import training_memory
+from herdbook.plan.memory import training_memory
 from herdbook.plan.serving import BITS, serving_memory
 from herdbook.units import human_bytes, human_count
 from herdbook.verbs.subject import Subject
