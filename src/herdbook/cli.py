@@ -243,13 +243,21 @@ def pretrain(
     tokenizer_path: Annotated[Path | None, typer.Option("--tokenizer", help="the tokenizer's folder")] = None,
     corpus: Annotated[Path | None, typer.Option(help="the corpus, for held-out bits per byte")] = None,
     out: Out = None,
+    launch: Annotated[
+        str | None, typer.Option(metavar="torchrun|slurm", help="only write a script that starts this on several devices")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="with --launch: machines")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus-per-node", min=1, help="with --launch: devices of each machine")] = 1,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Pre-train a model; run again to go on after an interruption."""
+    """Pre-train a model, on one device or, started by torchrun, on many; run again to go on after an interruption."""
     from herdbook.verbs import station
 
+    if launch is not None:
+        station.launch(launch, target, words, out, _terminal(quiet, as_json), nodes=nodes, gpus=gpus)
+        return
     paths = {"tokenizer": tokenizer_path, "corpus": corpus}
     station.work("pretrain", target, words, out, _terminal(quiet, as_json), paths, dry_run=dry_run)
 

@@ -156,7 +156,7 @@ def read_draft(path: Path) -> Draft:
         draft = read_yaml(path / RECIPE_FILE)
         draft.values |= {"name": path.resolve().name, "out": str(path.parent)}
         return draft
-    if not path.exists() and path.suffix == "" and path.parent == Path():
+    if not path.exists() and path.suffix not in (".yaml", ".yml") and path.parent == Path():  # opt-1.3b has a dot
         shipped = shipped_recipe(path.name)
         if shipped is not None:
             return read_yaml(shipped)

@@ -18,6 +18,7 @@ from herdbook import pedigree
 from herdbook.console import Terminal
 from herdbook.errors import UserError, user_errors
 from herdbook.files import lock, read_json, sha256_json, write_json, write_text
+from herdbook.launched import follows, launched
 from herdbook.recipe import RECIPE_FILE, Recipe, dump_recipe, load_recipe
 from herdbook.units import human_seconds
 
@@ -219,7 +220,11 @@ def run_station(
     workers: int | None = None,
 ) -> None:
     """Run one station unless its result is there and unchanged. Raises UserError when what it needs is missing."""
-    if not begin_station(station, recipe, folders, out, terminal, forced=forced):
+    if follows():
+        station.work(recipe, folders, out, terminal, workers)
+        return
+    # Processes that follow this one are at work already, and have to be told there that there is nothing to do.
+    if not begin_station(station, recipe, folders, out, terminal, forced=forced) and not launched():
         return
     station.work(recipe, folders, out, terminal, workers)
     (out / STARTED).unlink(missing_ok=True)
@@ -323,15 +328,26 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
         yield
 
 
-def station_states(recipe: Recipe) -> list[tuple[Station, str]]:
-    """What `run` would do with each station: "done", "resume", "run" or "run again"."""
+def station_states(recipe: Recipe, problems: list[UserError] | None = None) -> list[tuple[Station, str]]:
+    """What `run` would do with each station: "done", "resume", "run" or "run again".
+
+    Args:
+        problems: gets what a station would stop at before it begins, as a source that is not there; left out, it is raised.
+    """
     states: list[tuple[Station, str]] = []
     folders: Paths = {}
     changed = False
     for station in stations_of(recipe):
         out = recipe.folder / station.name
         ready = not changed and all(folder.exists() for folder in folders.values())
-        if ready and pedigree.is_current(out, station.config(recipe), station.inputs(recipe, folders)):
+        try:
+            current = ready and pedigree.is_current(out, station.config(recipe), station.inputs(recipe, folders))
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            current = False
+        if current:
             state = "done"
         elif pedigree.exists(out):
             state, changed = "run again", True

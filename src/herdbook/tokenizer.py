@@ -123,13 +123,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone; special tokens written out in it (`<|im_end|>`) are recognised."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(self._tokenizer, text)
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of text nobody vouches for, as training shards hold it: special tokens written out in it are plain text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(self._plain, text)
 
     @cached_property
     def _plain(self) -> Any:
@@ -141,7 +139,7 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that a model is to continue: with the token that begins a text, where the tokenizer wants one."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
+        ids = _ids(self._tokenizer, text, special=True)
         if self.config.get("add_bos_token") and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         return ids
@@ -200,11 +198,14 @@ class TextStream:
 
     The pieces, joined, are what `decode` gives for all ids at once. The ids of the last piece are decoded again in front of
     the new ones, because some tokenizers treat the first token of a text differently.
+
+    Args:
+        before: ids of a text that the pieces go on from, or its last ones: SentencePiece keeps the first space only then.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._before: list[int] = []
+        self._before: list[int] = list(before)
         self._pending: list[int] = []
 
     def push(self, index: int) -> str:
@@ -225,6 +226,17 @@ class TextStream:
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._before)
         return self._tokenizer.decode([*self._before, *self._pending])[len(before) :]
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+    except TypeError:
+        if any(0xD800 <= ord(char) < 0xE000 for char in text):
+            todo = "it is no character, and no file in UTF-8 can hold it: take it out"
+            raise UserError("the text holds half of a surrogate pair (U+D800 to U+DFFF)", todo=todo) from None
+        raise
+    return ids
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

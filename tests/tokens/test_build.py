@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from herdbook.console import Terminal
 from herdbook.documents import DocumentWriter, read_documents
 from herdbook.errors import UserError
 from herdbook.files import sha256_file
-from herdbook.tokens import build
+from herdbook.tokens import build, encode
 from herdbook.tokens.build import build_tokens
 from herdbook.tokens.config import TokensConfig
 from herdbook.tokens.loader import Mixture
@@ -81,6 +83,20 @@ def test_any_number_of_workers_gives_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(build, "BYTES_PER_WORKER", 1)  # so that even this little text is shared out
     build_tokens(TokensConfig(shard_tokens=5000), corpus, tokenizer, tmp_path, terminal, workers=workers)
+    assert contents(tmp_path) == contents(tokens)
+
+
+@pytest.mark.parametrize("size", [1, 3000, 20_000])
+def test_a_large_row_group_is_work_for_several(
+    corpus: Path, tokenizer: Path, tokens: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(encode, "BYTES_PER_TASK", size)
+    monkeypatch.setattr(encode, "BATCH_ROWS", 7)
+    tasks = encode.tasks_of(corpus)
+    groups = {(task.path, task.row_group) for task in tasks}
+    assert len(tasks) > len(groups)
+    assert sum(task.last - task.first for task in tasks) == sum(1 for _ in read_documents(corpus))
+    build_tokens(TokensConfig(shard_tokens=5000), corpus, tokenizer, tmp_path, terminal, workers=1)
     assert contents(tmp_path) == contents(tokens)
 
 
@@ -245,6 +261,22 @@ def test_a_mixture_that_was_put_in_halfway_is_put_in_again(
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")} == before
 
 
+def test_a_mixture_that_cannot_be_is_refused_before_anything_is_encoded(
+    corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_encode_all", lambda *_: pytest.fail("it encodes"))
+    later = [{"after": "50%", "sources": {"wiki": 1}}]
+    for values, says in (
+        ({"preset": "llama"}, "none of the sources is called"),
+        ({"preset": "llama", "curriculum": [{"after": "50%", "sources": {"code": 1}}]}, "none of the sources is called"),
+        ({"curriculum": later}, "no tokens of a source 'wiki'"),
+        ({"sources": {"code": 1}, "curriculum": later}, "'wiki' is not in the corpus"),
+        ({"sources": {"code": "60%"}}, "only 60.0% of the training"),
+    ):
+        with pytest.raises(UserError, match=says):
+            build_tokens(TokensConfig.model_validate(values), corpus, tokenizer, tmp_path, terminal)
+
+
 def test_plans_of_earlier_shards_do_not_stay(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
     cfg = TokensConfig(packing="best_fit")
     build_tokens(cfg, corpus, tokenizer, tmp_path, terminal)
@@ -268,3 +300,12 @@ def test_the_table_of_shares(corpus: Path, tokenizer: Path, tmp_path: Path) -> N
         TokensConfig.model_validate({"sources": {"code": "2ep", "tales": 1, "stdlib": 1}}), corpus, tokenizer, tmp_path, shown
     )
     assert "2ep" in stream.getvalue()
+
+
+def test_a_worker_imports_little() -> None:
+    heavy = "torch pydantic rich transformers"
+    code = (
+        f"import herdbook.tokens.encode, herdbook.pool, sys; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

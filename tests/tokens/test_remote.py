@@ -71,7 +71,7 @@ def served(folder: Path) -> Iterator[tuple[str, type[Server]]]:
         return handler(*args, directory=str(folder.parent))  # type: ignore[arg-type]
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), make) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/tokens", handler
         server.shutdown()
 

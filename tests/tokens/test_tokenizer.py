@@ -2,43 +2,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from herdbook import pedigree
 from herdbook.console import Terminal
+from herdbook.documents import read_documents
 from herdbook.errors import UserError
-from herdbook.tokens.config import SPECIAL_TOKENS, TokenizerConfig
-from herdbook.tokens.tokenizer import fit, load_encoder, separator_id, train_tokenizer
+from herdbook.tokenizer import Tokenizer
+from herdbook.tokens.build import build_tokens
+from herdbook.tokens.config import SPECIAL_TOKENS, TokenizerConfig, TokensConfig
+from herdbook.tokens.tokenizer import load_encoder, separator_id, tokenizer_file, train_tokenizer
 
-TRICKY = [
-    "", " ", "\n\n  \t", "\x00\x7f", "2024 + 31 = 2055", "ⅷ²", "don't  I'LL", "naïve Σίσυφος 羊 🐑👩‍🌾", "<|endoftext|>",
-    "a<|im_start|>system", "e\u0301 é \u200b\ufeff", "\r\n", "=" * 100,
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Any:
-    return fit(iter(["the sheep and the shepherd sleep, " * 20, "3 shepherds"]), vocab_size=300)
-
-
-@given(text=st.text())
-@example(text=" ".join(TRICKY))
-def test_round_trip(encoder: Any, text: str) -> None:
-    encoder.encode_special_tokens = True
-    ids = encoder.encode(text, add_special_tokens=False).ids
-    assert encoder.decode(ids, skip_special_tokens=False) == text
-    assert not set(ids) & set(range(len(SPECIAL_TOKENS)))
-
-
-@given(data=st.binary())
-def test_any_bytes_that_are_text_have_ids(encoder: Any, data: bytes) -> None:
-    text = data.decode(errors="replace")
-    assert encoder.decode(encoder.encode(text, add_special_tokens=False).ids) == text
+TRICKY = ["", " ", "\n\n  \t", "2024 + 31 = 2055", "don't  I'LL", "naïve Σίσυφος 羊 🐑👩‍🌾", "<|endoftext|>", "\r\n", "=" * 100]
 
 
 def test_special_tokens_have_fixed_ids(tokenizer: Path) -> None:
@@ -94,6 +74,8 @@ def test_report(tokenizer: Path) -> None:
     assert report["round_trip"] == 1.0
     assert 1.5 < report["bytes_per_token"] < 5
     assert 0.2 < report["vocabulary_used"] <= 1
+    assert report["byte_fallback"] < 0.05
+    assert report["compare"] == []
     assert report["special_tokens"] == {"<|endoftext|>": 0, "<|pad|>": 1, "<|im_start|>": 2, "<|im_end|>": 3}
     assert sum(row["tokens"] for row in report["by_source"].values()) == sum(
         row["tokens"] for row in report["by_language"].values()
@@ -118,7 +100,7 @@ def test_a_sample_of_one_source(corpus: Path, tmp_path: Path, terminal: Terminal
 def test_a_vocabulary_larger_than_the_text_allows(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = TokenizerConfig(vocab_size=60_000, sample_bytes=20_000)
     train_tokenizer(cfg, corpus, tmp_path, Terminal(quiet=True))
-    assert "no further pair occurs often enough" in " ".join(capsys.readouterr().err.split())
+    assert "nothing else occurs often enough" in " ".join(capsys.readouterr().err.split())
     assert json.loads((tmp_path / "report.json").read_text())["vocab_size"] < 60_000
 
 
@@ -129,6 +111,63 @@ def test_taking_a_tokenizer_that_exists(corpus: Path, tokenizer: Path, tmp_path:
     assert {item["role"] for item in manifest["inputs"]} == {"corpus", "tokenizer"}
     assert manifest["counts"]["trained_on_bytes"] == 0
     assert "Apache-2.0" in {row["id"] for row in manifest["licenses"]}
+
+
+def test_taking_sentencepieces_file(corpus: Path, tmp_path: Path, terminal: Terminal) -> None:
+    """A folder as LLaMA was published, with `tokenizer.model` and nothing else."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "theirs").mkdir()
+    lines = [line for row in read_documents(corpus, columns=["text"]) for line in row["text"].split("\n") if line]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "theirs" / "tokenizer"), model_type="bpe", vocab_size=800,
+        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        minloglevel=2,
+    )  # fmt: skip
+    cfg = TokenizerConfig(path=tmp_path / "theirs", license="MIT")
+    train_tokenizer(cfg, corpus, tmp_path / "taken", terminal)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "theirs" / "tokenizer.model"))
+    assert load_encoder(tmp_path / "taken").encode(lines[0], add_special_tokens=False).ids == theirs.encode(lines[0])
+    assert separator_id(tmp_path / "taken") == theirs.eos_id()
+    report = json.loads((tmp_path / "taken" / "report.json").read_text())
+    assert (report["vocab_size"], report["round_trip"]) == (800, 1.0)
+    inputs = [(corpus, "corpus"), (tokenizer_file(cfg.path or tmp_path), "tokenizer")]
+    assert pedigree.is_current(tmp_path / "taken", cfg.model_dump(mode="json"), inputs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram"])
+def test_other_kinds_go_down_the_road(corpus: Path, tmp_path: Path, terminal: Terminal, kind: str) -> None:
+    cfg = TokenizerConfig.model_validate({"kind": kind, "vocab_size": 800})
+    train_tokenizer(cfg, corpus, tmp_path / "tokenizer", terminal)
+    report = json.loads((tmp_path / "tokenizer" / "report.json").read_text())
+    assert (report["vocab_size"], report["round_trip"]) == (800, 1.0)
+    assert report["special_tokens"] == {token: index for index, token in enumerate([*SPECIAL_TOKENS, "<unk>"])}
+    assert 1.5 < report["bytes_per_token"] < 5
+    build_tokens(TokensConfig(), corpus, tmp_path / "tokenizer", tmp_path / "tokens", terminal, workers=1)
+    words = Tokenizer.load(tmp_path / "tokenizer")
+    shard = np.fromfile(tmp_path / "tokens" / "tales-00000.bin", dtype="<u2")
+    ends = [*np.flatnonzero(shard == 0).tolist(), len(shard)]
+    told = [words.decode(shard[start:end].tolist()) for start, end in pairwise(ends)]
+    assert told == [row["text"] for row in read_documents(corpus, columns=["text", "source"]) if row["source"] == "tales"]
+
+
+def test_others_beside_it(corpus: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = TokenizerConfig(kind="llama", vocab_size=600, compare=[tokenizer, tokenizer / "tokenizer.json"])
+    train_tokenizer(cfg, corpus, tmp_path, Terminal())
+    compared = json.loads((tmp_path / "report.json").read_text())["compare"]
+    alone = json.loads((tokenizer / "report.json").read_text())
+    assert [row["tokenizer"] for row in compared] == [str(tokenizer), str(tokenizer / "tokenizer.json")]
+    for row in compared:
+        assert {key: alone[key] for key in row if key != "tokenizer"} == {key: row[key] for key in row if key != "tokenizer"}
+    shown = capsys.readouterr().err
+    assert "this one" in shown
+    assert "come back unchanged" in " ".join(shown.split())
+
+
+def test_one_to_compare_with_that_is_not_there(corpus: Path, tmp_path: Path, terminal: Terminal) -> None:
+    cfg = TokenizerConfig(vocab_size=300, compare=[tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="no such file or folder"):
+        train_tokenizer(cfg, corpus, tmp_path / "out", terminal)
+    assert not (tmp_path / "out" / "tokenizer.json").exists()  # said before the work begins
 
 
 def test_taking_one_without_a_licence_says_so(
@@ -151,7 +190,7 @@ def test_taking_one_without_a_licence_says_so(
         (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "names no eos_token"),
         (lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}'), "names no eos_token"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "no tokenizer's settings"),
-        (shutil.rmtree, "no such folder"),
+        (shutil.rmtree, "no such file or folder"),
     ],
 )
 def test_taking_a_broken_one(

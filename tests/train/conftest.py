@@ -15,8 +15,8 @@ from herdbook.train.machine import Machine
 from herdbook.train.task import Setting
 
 
-def _load_toy() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("herdbook_test_toy", Path(__file__).with_name("toy.py"))
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"herdbook_test_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,7 +28,13 @@ def _load_toy() -> ModuleType:
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
     """`Counting` (a task), `decoder` (a tiny model), `run` (the loop over both)."""
-    return _load_toy()
+    return _load("toy")
+
+
+@pytest.fixture(scope="session")
+def spread() -> ModuleType:
+    """Shapes of the families, a loop for one process or several, and `torchrun` to start them."""
+    return _load("spread")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.tensor import DTensor
 
 from herdbook.console import Terminal
 from herdbook.errors import UserError
@@ -32,11 +32,20 @@ from herdbook.train.losses import HeadLoss, sum_loss
 from herdbook.train.optim import build_optimizers
 from herdbook.train.parallel.config import ParallelConfig
 from herdbook.train.parallel.gradients import collect_gradients, gradient_norm, settle
-from herdbook.train.parallel.shard import Spread, collect_decoder, empty_decoder, materialize, parallelize, whole_parameters
+from herdbook.train.parallel.shard import (
+    Spread,
+    collect_decoder,
+    empty_decoder,
+    held,
+    materialize,
+    parallelize,
+    whole_parameters,
+)
 from herdbook.train.parallel.world import World, joined
 
 CONTEXT, SEQUENCES, SEED, CLIP, STEPS = 16, 8, 3, 0.5, 3
 MICRO_BATCHES = 2  # of each process
+Z_LOSS = 1e-2  # large, so that a gradient without it would show
 PASSED_ON = {"llama2-70b": "adamw", "falcon-7b": "muon"}  # muon is two optimizers
 TINY = {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "context": CONTEXT}
 SHAPES = {
@@ -97,7 +106,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.optimizers = build_optimizers(self.model, LoopConfig(lr=3e-3, optimizer=self.optimizer))
-        self.head_loss = HeadLoss()
+        self.head_loss = HeadLoss(z_loss=Z_LOSS)
 
     def steps(self, count: int) -> list[tuple[float, float]]:
         """Loss and gradient norm of each of the next steps."""
@@ -109,14 +118,14 @@ class Run:
         for number, tokens_BT in enumerate(mine):
             collect_gradients(self.model, last=number == len(mine) - 1)
             with self.spread.step():
-                loss = self.head_loss(self.model, self.model.hidden(tokens_BT[:, :-1]), tokens_BT[:, 1:])[0].sum()
-                loss = loss.to_local() if isinstance(loss, DTensor) else loss
-                torch.autograd.backward(loss)
-            summed, trained = summed + loss.item(), trained + tokens_BT[:, 1:].numel()
+                x_BTD = self.model.hidden(tokens_BT[:, :-1])
+                rows_B, z = (held(part) for part in self.head_loss(self.model, x_BTD, tokens_BT[:, 1:]))
+                torch.autograd.backward(rows_B.sum() + z)
+            summed, trained = summed + rows_B.sum().item(), trained + tokens_BT[:, 1:].numel()
         summed, tokens = self.world.total(summed, trained, counted=self.spread.counts)
-        held = settle(self.model)
-        norm = gradient_norm(self.model, held, self.world) / tokens
-        torch._foreach_mul_(held, min(1.0, CLIP / norm) / tokens)
+        gradients = settle(self.model)
+        norm = gradient_norm(self.model, gradients, self.world) / tokens
+        torch._foreach_mul_(gradients, min(1.0, CLIP / norm) / tokens)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -157,6 +166,14 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference between two sets of weights."""
     assert one.keys() == other.keys()
     return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def torchrun(size: int, jobs: str, out: Path) -> subprocess.CompletedProcess[str]:
+    """The jobs in `size` processes, or in one without torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    command = [sys.executable, *launcher, __file__, jobs, out]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 # ---- jobs ----
@@ -251,11 +268,11 @@ def _refused(work: Callable[[], Any]) -> str:
 def background(world: World, out: Path) -> Iterator[tuple[str, Any]]:
     """Training goes on while a checkpoint is written; what is in it is the moment it was asked for."""
     gate = threading.Event()
-    held, asked = checkpoint._write_slices, []
+    written, asked = checkpoint._write_slices, []
 
     def slow(*given: Any) -> Any:
         asked.append(gate.wait(60))
-        return held(*given)
+        return written(*given)
 
     checkpoint._write_slices = slow
     run = spread_out("mpt", world, {})
@@ -266,7 +283,7 @@ def background(world: World, out: Path) -> Iterator[tuple[str, Any]]:
     yield "before", [path.name for path in (out / "background").glob("checkpoint-*")]
     gate.set()
     writer.finish()
-    checkpoint._write_slices = held
+    checkpoint._write_slices = written
     again = spread_out("mpt", world, {})
     again.load(out / "background")
     yield "waited", asked

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,27 +21,8 @@ from herdbook.train.parallel.config import Layout, ParallelConfig
 from herdbook.train.parallel.shard import Spread, empty_decoder, materialize
 from herdbook.train.parallel.world import World, joined
 
-WORKER = Path(__file__).with_name("spread.py")
 Found = Callable[[str, int], dict[str, Any]]
-SHARED_JOBS = "agreement,curves,precision,optimizers,looks,pass_on"
-
-
-def torchrun(size: int, jobs: str, out: Path, *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", WORKER, jobs, out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-
-
-@pytest.fixture(scope="module")
-def spread() -> ModuleType:
-    """The worker as a module: its shapes, its loop, in one process."""
-    spec = importlib.util.spec_from_file_location("herdbook_test_spread", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+JOBS = {2: "agreement,curves,precision,optimizers,looks,pass_on", 4: "agreement,curves,precision,looks,pass_on"}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +33,8 @@ def folder(spread: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
         run = spread.alone(name, optimizer)
         run.steps(2)
         run.save(out / name)
-    for size in (2, 4):
-        done = torchrun(size, SHARED_JOBS, out)
+    for size, jobs in JOBS.items():
+        done = spread.torchrun(size, jobs, out)
         assert done.returncode == 0, done.stderr[-4000:]
         assert "Warning" not in done.stderr
     return out
@@ -73,6 +52,7 @@ def close(some: list[list[float]], others: list[tuple[float, float]], rel: float
         assert norm == pytest.approx(other_norm, rel=10 * rel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_losses_and_norms_are_those_of_one_process(spread: ModuleType, found: Found, size: int) -> None:
     alone = {name: spread.alone(name).steps(spread.STEPS) for name in spread.SHAPES}
@@ -85,12 +65,13 @@ def test_losses_and_norms_are_those_of_one_process(spread: ModuleType, found: Fo
     assert len({round(steps[-1][0], 4) for steps in alone.values()}) == len(alone)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_other_optimizers_too(spread: ModuleType, found: Found, size: int) -> None:
-    for cell, steps in found("optimizers", size).items():
+@pytest.mark.slow
+def test_other_optimizers_too(spread: ModuleType, found: Found) -> None:
+    for cell, steps in found("optimizers", 2).items():
         close(steps, spread.alone("llama2-70b", cell.split(",")[0]).steps(spread.STEPS), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_in_bfloat16_to_its_rounding(spread: ModuleType, found: Found, size: int) -> None:
     alone = spread.alone("llama2-70b")
@@ -100,23 +81,26 @@ def test_in_bfloat16_to_its_rounding(spread: ModuleType, found: Found, size: int
         close(narrow, steps, 5e-4)
 
 
+@pytest.mark.slow
 def test_checkpoints_go_from_one_process_to_two_to_four_and_back(spread: ModuleType, found: Found, folder: Path) -> None:
     for name, optimizer in spread.PASSED_ON.items():
         whole = spread.alone(name, optimizer).steps(12)
-        step = 2
+        # Muon's orthogonal steps, computed in bfloat16, make much of little: other micro-batches do as much to one process.
+        step, rel = 2, 1e-6 if optimizer == "adamw" else 5e-5
         for size in (2, 4):
             cells = {cell: row for cell, row in found("pass_on", size).items() if cell.startswith(name)}
             assert len(cells) == 2
             for row in cells.values():
                 assert row["from"] == step
-                close(row["steps"], whole[step : step + 2], 1e-5)
+                close(row["steps"], whole[step : step + 2], rel)
                 step += 2
         run = spread.alone(name, optimizer)
         run.load(folder / name)
         assert run.step == step == 10
-        close([list(pair) for pair in run.steps(2)], whole[10:], 1e-5)
+        close([list(pair) for pair in run.steps(2)], whole[10:], rel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_looks_at_held_out_text_and_the_whole_model_at_the_end(spread: ModuleType, found: Found, size: int) -> None:
     alone = spread.alone("bloom")
@@ -134,6 +118,7 @@ def test_looks_at_held_out_text_and_the_whole_model_at_the_end(spread: ModuleTyp
         assert off < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_agree(found: Found, folder: Path, size: int) -> None:
     result = found("agreement", size)

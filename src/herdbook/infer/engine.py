@@ -60,6 +60,7 @@ class _Row:
     sampling: Sampling
     room: int
     tokenizer: Tokenizer | None
+    goes_on: bool = False  # the text follows the prompt's, so that a space between them counts
     generator: torch.Generator = field(init=False)
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -68,7 +69,7 @@ class _Row:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.sampling.seed)
-        self._stream = None if self.tokenizer is None else TextStream(self.tokenizer)
+        self._stream = None if self.tokenizer is None else TextStream(self.tokenizer, self.prompt[-8:] if self.goes_on else ())
         self._stops = StopStrings(self.sampling.stop)
         if self.room == 0:
             self.finish_reason = "length"
@@ -190,7 +191,7 @@ class Engine:
             )
         # The last token generated is not read again, so a full context still gives one.
         room = min(sampling.max_tokens, self.context - len(ids) + 1)
-        return _Row(index, ids, sampling, room, self.tokenizer)
+        return _Row(index, ids, sampling, room, self.tokenizer, isinstance(prompt, str))
 
     def start_ids(self) -> list[int]:
         """What an empty text begins with. Raises UserError when the tokenizer has no token for that."""

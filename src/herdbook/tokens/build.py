@@ -1,27 +1,22 @@
 """Documents to token shards: each document is the separator and its tokens, source by source, in the order of the corpus.
 
-A task is one row group of one parquet file. Worker processes read and encode tasks by themselves, the parent only appends
-what comes back in the order of the tasks; so the shards are the same bytes for any number of workers, and only a few row
-groups are in memory. Processes, not the library's threads: with an encoder of its own a process shares nothing, and turning
-ids into arrays is spread over the cores as well. `index.json` is written last: it says what is in the shards, and which
-tokenizer made them.
+A task is a row group of a parquet file, or a part of one that holds more than a few megabytes, so that there is work for all.
+Worker processes read and encode tasks by themselves, the parent only appends what comes back in the order of the tasks; so the
+shards are the same bytes for any number of workers, and only a few tasks are in memory. Processes, not the library's threads:
+with an encoder of its own a process shares nothing, and turning ids into arrays is spread over the cores as well. `index.json`
+is written last: it says what is in the shards, and which tokenizer made them.
 """
 
 from __future__ import annotations
 
 import shutil
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from herdbook import pedigree
@@ -31,7 +26,8 @@ from herdbook.errors import UserError
 from herdbook.files import remove_partials, require_space, sha256_file, write_json
 from herdbook.pool import Pool
 from herdbook.tokens.config import TokensConfig
-from herdbook.tokens.mixture import left_out, resolve
+from herdbook.tokens.encode import Encode, Task, open_documents, tasks_of
+from herdbook.tokens.mixture import left_out, require_sources, resolve
 from herdbook.tokens.packing import PLANS
 from herdbook.tokens.sample import check_sources
 from herdbook.tokens.shards import DOCS_SUFFIX, INDEX, VERSION, Piece, SourceWriter
@@ -39,17 +35,7 @@ from herdbook.tokens.source import read_index
 from herdbook.tokens.tokenizer import TOKENIZER, load_encoder, separator_id
 from herdbook.units import human_bytes, human_count
 
-BATCH_ROWS = 256
 BYTES_PER_WORKER = 4_000_000  # a process takes about a second to start; less text than this is encoded sooner than that
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row group of one parquet file."""
-
-    path: Path
-    row_group: int
-    bytes: int
 
 
 def build_tokens(
@@ -66,25 +52,29 @@ def build_tokens(
         rec.add_input(corpus, "corpus")
         rec.add_input(tokenizer, "tokenizer")
         _clear(out)
-        vocab_size = 1 + max(load_encoder(tokenizer).get_vocab(with_added_tokens=True).values())
-        encode = Encode(tokenizer, separator_id(tokenizer), _dtype(cfg, vocab_size), _chosen(cfg, corpus, terminal))
-        tasks = _tasks(corpus)
+        encoder = load_encoder(tokenizer)
+        vocab_size = 1 + max(encoder.get_vocab(with_added_tokens=True).values())
+        separator, dtype = separator_id(tokenizer), _dtype(cfg, vocab_size)
+        work = (encoder.to_str(), tokenizer, separator, dtype, _chosen(cfg, corpus, terminal))
+        tasks = tasks_of(corpus)
         total = sum(task.bytes for task in tasks)
-        require_space(out, int(total * np.dtype(encode.dtype).itemsize / 2.5), purpose="the token shards")
+        require_space(out, int(total * np.dtype(dtype).itemsize / 2.5), purpose="the token shards")
         with ExitStack() as stack:
             writers: dict[str, SourceWriter] = {}
             progress = stack.enter_context(terminal.progress("encoding documents", total))
-            for task, pieces in zip(tasks, _encode_all(encode, tasks, workers), strict=True):
+            for task, pieces in zip(tasks, _encode_all(work, tasks, workers), strict=True):
                 for piece in pieces:
                     if piece.source not in writers:
-                        writer = SourceWriter(out, piece.source, encode.dtype, cfg.shard_tokens)
+                        writer = SourceWriter(out, piece.source, dtype, cfg.shard_tokens)
                         writers[piece.source] = stack.enter_context(writer)
                     writers[piece.source].add(piece)
                 progress.advance(task.bytes)
         sources = {name: writers[name].as_dict() for name in sorted(writers)}
         _show(cfg, sources, terminal)
-        index = {"version": VERSION, "dtype": encode.dtype, "vocab_size": vocab_size, "separator_id": encode.separator,
-                 "tokenizer_sha256": sha256_file(tokenizer / TOKENIZER), "mixture": cfg.mixture(), "sources": sources}  # fmt: skip
+        index = {
+            "version": VERSION, "dtype": dtype, "vocab_size": vocab_size, "separator_id": separator,
+            "tokenizer_sha256": sha256_file(tokenizer / TOKENIZER), "mixture": cfg.mixture(), "sources": sources,
+        }  # fmt: skip
         write_json(out / INDEX, index)
         for row in sources.values():
             rec.add_license(row["license"])
@@ -140,103 +130,24 @@ def _chosen(cfg: TokensConfig, corpus: Path, terminal: Terminal) -> frozenset[st
     """The sources that are encoded."""
     present: Counter[str] = Counter()
     for path in document_files(corpus):
-        with _open(path) as file:
+        with open_documents(path) as file:
             present.update(file.read(columns=["source"]).column("source").to_pylist())
     if not present:
         raise UserError("the corpus holds no documents", where=corpus)
     names = cfg.names if cfg.names is not None else list(present)
     check_sources(names, present, key="tokens.sources")
-    for stage in cfg.curriculum:
-        check_sources(stage.sources, present, key="tokens.curriculum")
+    require_sources(cfg, present)
     without = sorted(set(present) - set(names))
     if without:
         terminal.say(f"left out, as tokens.sources does not name them: {', '.join(without)}")
     return frozenset(names)
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise UserError(f"this is not a whole parquet file ({error})", where=path, todo="write it again") from error
-    missing = [name for name in ("id", "text", "url", "source", "license") if name not in file.schema_arrow.names]
-    if missing:
-        file.close()
-        raise UserError(
-            f"the column {missing[0]!r} is missing", where=path, todo="`herdbook curate` writes all that are needed"
-        )
-    return file
-
-
-def _tasks(corpus: Path) -> list[Task]:
-    tasks = []
-    for path in document_files(corpus):
-        with _open(path) as file:
-            column = file.metadata.schema.names.index("text")
-            for group in range(file.metadata.num_row_groups):
-                size = file.metadata.row_group(group).column(column).total_uncompressed_size
-                tasks.append(Task(path, group, int(size)))
-    return tasks
-
-
-class Encode:
-    """Encodes one task. A small description of the work; the tokenizer itself is loaded where it is used."""
-
-    def __init__(self, tokenizer: Path, separator: int, dtype: str, sources: frozenset[str]) -> None:
-        self.tokenizer, self.separator, self.dtype, self.sources = tokenizer, separator, dtype, sources
-        self._encoder: Any = None
-
-    def __call__(self, task: Task) -> list[Piece]:
-        """The documents of a task by source, in order of first appearance. Raises UserError when the file is broken."""
-        if self._encoder is None:
-            self._encoder = load_encoder(self.tokenizer)
-        pieces: dict[str, Piece] = {}
-        parts: dict[str, list[npt.NDArray[Any]]] = {}
-        columns = ["id", "text", "url", "source", "license"]
-        try:
-            with _open(task.path) as file:
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[task.row_group], columns=columns):
-                    rows = [row for row in batch.to_pylist() if row["source"] in self.sources]
-                    self._encode(task, rows, pieces, parts)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"this is not a whole parquet file ({error})", where=task.path, todo="write it again") from error
-        for name, piece in pieces.items():
-            piece.tokens = np.concatenate(parts[name])
-        return list(pieces.values())
-
-    def _encode(
-        self, task: Task, rows: list[dict[str, Any]], pieces: dict[str, Piece], parts: dict[str, list[npt.NDArray[Any]]]
-    ) -> None:
-        by_source: dict[str, array[int]] = {}
-        encoded = self._encoder.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
-        for row, found in zip(rows, encoded, strict=True):
-            ids, name = found.ids, row["source"]
-            piece = pieces.setdefault(name, Piece(name, np.empty(0)))
-            piece.lengths.append(len(ids) + 1)
-            piece.ids.append(row["id"])
-            piece.urls.append(row["url"])
-            piece.licenses.append(row["license"])
-            piece.bytes += len(row["text"].encode())
-            flat = by_source.setdefault(name, array("I"))  # half the time of a list that becomes an array
-            flat.append(self.separator)
-            flat.extend(ids)
-        for name, flat in by_source.items():
-            tokens = np.frombuffer(flat, dtype=np.uintc).astype(self.dtype)
-            documents = sum(row["source"] == name for row in rows)
-            if int(np.count_nonzero(tokens == self.separator)) != documents:
-                raise UserError(
-                    f"this tokenizer turns some text into its own separator (id {self.separator})", where=self.tokenizer,
-                    todo="mark that token as special in tokenizer.json",
-                )  # fmt: skip
-            parts.setdefault(name, []).append(tokens)
-
-
-def _encode_all(encode: Encode, tasks: list[Task], workers: int | None) -> Iterator[list[Piece]]:
+def _encode_all(work: tuple[Any, ...], tasks: list[Task], workers: int | None) -> Iterator[list[Piece]]:
     """The encoded tasks in their order, with a few in flight."""
     useful = 1 + sum(task.bytes for task in tasks) // BYTES_PER_WORKER
     count = max(1, min(workers or pedigree.cores(), len(tasks), useful))
-    args = (encode.tokenizer, encode.separator, encode.dtype, encode.sources)
-    pool: Pool[Task, list[Piece]] = Pool(Encode, args, count, _worker_died)
+    pool: Pool[Task, list[Piece]] = Pool(Encode, work, count, _worker_died)
     yield from pool.map(tasks)
 
 
@@ -248,6 +159,7 @@ def _worker_died(task: Task, worker: Callable[[Task], list[Piece]]) -> list[Piec
 def _show(cfg: TokensConfig, sources: dict[str, Any], terminal: Terminal) -> None:
     """The sources, and what the mixture makes of them; raises UserError for a mixture that these sources cannot be."""
     available = {name: row["tokens"] for name, row in sources.items()}
+    require_sources(cfg, available)
     terminal.table(
         ["source", "documents", "text", "tokens", "bytes per token", "share of training", "licence"],
         [

@@ -34,8 +34,8 @@ class TokenizerConfig(Config):
 
     kind: Literal["bpe", "llama", "unigram"] = Field(
         "bpe",
-        description="bpe: of bytes, as GPT-2; llama: SentencePiece's BPE as in LLaMA; unigram: SentencePiece's Unigram. In all of "
-        "them digits stand alone and any text can be encoded",
+        description="bpe: of bytes, as GPT-2; llama: SentencePiece's BPE as in LLaMA; unigram: SentencePiece's Unigram. In all "
+        "of them digits stand alone and any text can be encoded",
     )
     vocab_size: Count = Field(
         4096, ge=SMALLEST_VOCABULARY, le=1_000_000, description="size of the vocabulary, special tokens included"
@@ -50,14 +50,14 @@ class TokenizerConfig(Config):
         "unigram; default: true",
     )  # fmt: skip
     normalization: Literal["identity", "nfkc"] = Field(
-        "identity", description="nfkc: Unicode's compatibility form, one of many spellings; such texts do not come back unchanged"
+        "identity", description="nfkc: one of several ways to write the same (Unicode's form KC), which is all that comes back"
     )
     sample_bytes: Bytes = Field(64_000_000, gt=0, description="train on at most this much text, so that memory stays bounded")
     sources: Weights | None = Field(
         None, description="shares of the sample by source, as in tokens.sources; default: all, by size"
     )
     seed: int = Field(0, description="chooses the documents of the sample")
-    path: Path | None = Field(None, description="take this tokenizer (a model's folder or a tokenizer's file) instead of training one")
+    path: Path | None = Field(None, description="take this tokenizer (a model's folder, or a file) instead of training one")
     license: str | None = Field(None, description="licence (SPDX) of the tokenizer at `path`, where its folder has no pedigree")
     compare: list[Path] = Field([], description="tokenizers (folders or files) to measure on the same text, for comparison")
 

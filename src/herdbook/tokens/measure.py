@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -149,7 +149,7 @@ def _reader(encoder: Tokenizer) -> Callable[[str], str | None]:
     definition = json.loads(encoder.to_str())
     steps = definition.get("decoder") or {}
     if any(step.get("type") == "ByteLevel" for step in (steps, *steps.get("decoders", ()))):
-        shown = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte]
+        shown = [byte for byte in range(256) if byte in range(33, 127) or byte in range(161, 173) or byte >= 174]
         hidden = [byte for byte in range(256) if byte not in shown]
         # GPT-2's table: bytes that can be printed stand for themselves, the others for characters from 256 on.
         table = {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
@@ -173,17 +173,18 @@ def _reader(encoder: Tokenizer) -> Callable[[str], str | None]:
     return of_pieces
 
 
-def measure_others(paths: Sequence[Path], documents: Iterable[Sampled]) -> list[dict[str, Any]]:
-    """The same figures of other tokenizers (folders, or files of one), for comparison.
+def open_others(paths: Sequence[Path]) -> dict[str, Tokenizer]:
+    """Tokenizers to compare with, folders or files of one, by their paths. Raises UserError when one cannot be read."""
+    return {str(path): plain(Tokenizer.from_str(load_tokenizer(path).definition)) for path in paths}
 
-    Raises UserError when one cannot be read.
-    """
-    encoders = [(path, plain(Tokenizer.from_str(load_tokenizer(path).definition))) for path in paths]
+
+def measure_others(others: Mapping[str, Tokenizer], documents: Iterable[Sampled]) -> list[dict[str, Any]]:
+    """The same figures of other tokenizers, for comparison."""
     rows = []
-    for path, encoder in encoders:
+    for path, encoder in others.items():
         found = measure(encoder, documents)
         found = {key: found[key] for key in found if key not in ("unseen", "longest", "special_tokens", "measured_on")}
-        rows.append({"tokenizer": str(path), **found})
+        rows.append({"tokenizer": path, **found})
     return rows
 
 

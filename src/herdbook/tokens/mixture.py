@@ -194,6 +194,18 @@ def resolve(cfg: MixtureConfig, available: Mapping[str, int], length: int | None
     return stages
 
 
+def require_sources(cfg: MixtureConfig, available: Mapping[str, int]) -> None:
+    """Raise UserError when a mixture names sources that are not there, or cannot be one whatever the length of the run.
+
+    Args:
+        available: tokens, or anything that there is of each source.
+    """
+    if not cfg.needs_length:
+        resolve(cfg, available, None)
+    for number, table in enumerate([cfg.sources, *(stage.sources for stage in cfg.curriculum)]):
+        _amounts(table, cfg.preset, available, f"tokens.curriculum.{number - 1}.sources" if number else "tokens.sources")
+
+
 def _only_epochs(cfg: MixtureConfig) -> bool:
     """Whether the epochs of all sources are given, and so what they are to each other."""
     return not cfg.curriculum and all(

@@ -32,21 +32,15 @@ _RUN, _END = f" {{1,{LONGEST_WORD}}}(?= [^ {BREAK}])", f" {{1,{LONGEST_WORD}}}"
 _COARSE = f"{_RUN}| ?[^ {BREAK}]{{1,{LONGEST_WORD - 1}}}|{_END}"
 # Scripts in use today; letters of others make words too, and are only not kept apart from each other.
 _SCRIPTS = (
-    "Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya", "Tamil", "Telugu",
-    "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan", "Myanmar", "Khmer", "Georgian", "Armenian", "Ethiopic", "Hangul",
-    "Mongolian", "Cherokee", "Syriac", "Thaana",
+    "Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya", "Tamil",
+    "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan", "Myanmar", "Khmer", "Georgian", "Armenian",
+    "Ethiopic", "Hangul", "Mongolian", "Cherokee", "Syriac", "Thaana",
 )  # fmt: skip
 _MARKS = r"\p{M}\x{200C}\x{200D}"  # accents, vowel signs, and what joins letters or keeps them from joining
 _WORDS = [*(rf"\p{{{name}}}" for name in _SCRIPTS), r"\p{Han}\p{Hiragana}\p{Katakana}ー", r"\p{L}"]
-_FINE = "|".join(
-    [
-        _RUN,
-        r"\p{N}",
-        rf" ?(?:{'|'.join(f'(?![{_MARKS}])[{letters}{_MARKS}]+' for letters in _WORDS)})",
-        r" ?[^\p{L}\p{N} ]+",
-        _END,
-    ]
-)
+_LONG = f"{{1,{LONGEST_WORD - 1}}}"
+_LETTERS = "|".join(f"(?![{_MARKS}])[{letters}{_MARKS}]{_LONG}" for letters in _WORDS)
+_FINE = rf"{_RUN}|\p{{N}}| ?(?:{_LETTERS})| ?[^\p{{L}}\p{{N}} ]{_LONG}|{_END}"
 
 
 def learnable(text: str) -> bool:

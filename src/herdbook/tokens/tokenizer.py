@@ -20,7 +20,7 @@ from herdbook.files import read_json, remove_partials, write_json, write_text
 from herdbook.interop.tokenizers import load_tokenizer
 from herdbook.pedigree import Record
 from herdbook.tokens.config import TokenizerConfig
-from herdbook.tokens.measure import Texts, measure, measure_others, plain, show
+from herdbook.tokens.measure import Texts, measure, measure_others, open_others, plain, show
 from herdbook.tokens.sample import Survey, check_sources, quotas
 from herdbook.tokens.train_tokenizer import fit, settings_of
 from herdbook.units import human_bytes
@@ -33,10 +33,12 @@ OPTIONAL_FILES = ("special_tokens_map.json", "chat_template.jinja")
 def train_tokenizer(cfg: TokenizerConfig, corpus: Path, out: Path, terminal: Terminal) -> None:
     """Train (or take, with `cfg.path`) a tokenizer and leave `tokenizer.json`, `tokenizer_config.json`, `report.json` in `out`.
 
-    Raises UserError when the corpus has no documents, a named source is not in it, or `cfg.path` holds no tokenizer.
+    Raises UserError when the corpus has no documents, a named source is not in it, or `cfg.path` or one of `cfg.compare` holds
+    no tokenizer.
     """
     with pedigree.record(out, "tokenizer", cfg.model_dump(mode="json")) as rec:
         remove_partials(out)
+        others = open_others(cfg.compare)
         rec.add_input(corpus, "corpus")
         if cfg.path is None:
             trained_on = _train(cfg, corpus, out, rec, terminal)
@@ -46,7 +48,7 @@ def train_tokenizer(cfg: TokenizerConfig, corpus: Path, out: Path, terminal: Ter
         texts = Texts(corpus)
         report = measure(load_encoder(out), texts)
         report["measured_on"]["split"] = texts.split
-        report |= {"trained_on_bytes": trained_on, "compare": measure_others(cfg.compare, texts)}
+        report |= {"trained_on_bytes": trained_on, "compare": measure_others(others, texts)}
         write_json(out / REPORT, report)
         rec.counts.update(
             vocab_size=report["vocab_size"], bytes_per_token=report["bytes_per_token"], trained_on_bytes=trained_on

@@ -11,7 +11,7 @@ digits first and words second is also what llama.cpp calls `smollm`, so that a G
 The other two are written as `interop.sentencepiece` reads LLaMA's own `tokenizer.model`: `▁` for a space, one put before each
 text, and 256 tokens `<0x00>` to `<0xFF>`. Merging puts together whatever makes the piece that was learned first.
 
-In every kind ids 0 to 3 are the special tokens; in the latter two 4 is `<unk>`, which no text ever gets, and 5 to 260 are the bytes.
+In every kind ids 0 to 3 are the special tokens; in the latter two 4 is `<unk>`, which no text gets, and 5 to 260 are the bytes.
 The same texts give the same tokenizer, for any number of threads.
 """
 

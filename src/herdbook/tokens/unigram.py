@@ -8,7 +8,8 @@ occur, not on text, makes time grow with the variety of a sample rather than wit
 Every step runs on arrays over many words of one length. Sums are taken in a fixed order, so threads do not show: the same words
 give the same pieces. (The trainer of the `tokenizers` library gives others each time.)
 
-Shapes: W words of a chunk, L characters of each, K the most characters of a piece, P pieces. A stretch is `[end - 1, length - 1]`.
+Shapes: W words of a chunk, L characters of each, K the most characters of a piece, P pieces. A stretch of characters is
+`[end - 1, length - 1]`.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class _Chunk:
             few = min(most, end)
             edges_LKW[end - 1, :few] += ahead[end - few : end][::-1] + (behind[end] - ahead[-1])
         shares = np.exp(edges_LKW, out=edges_LKW) * self.values_W
-        return np.bincount(self.ids_LKW.ravel() + 1, shares.ravel(), len(scores_P))[1:]
+        return np.bincount(self.ids_LKW.ravel() + 1, shares.ravel(), len(scores_P))[1:].astype(np.float64)
 
     def likeliest(self, scores_P: Floats, *, cut: bool = False) -> tuple[Floats, Many, Many]:
         """The likeliest way to cut each word: its score, and for all its pieces the number of the word and the piece.
@@ -255,22 +256,29 @@ def _chunks(words: list[str], values: npt.NDArray[Any]) -> list[_Chunk]:
 
 def _seeds(chunks: Sequence[_Chunk], fewest: int) -> list[tuple[str, float]]:
     """Stretches of two characters or more that occur often, with how many characters of the words they cover."""
-    found: list[tuple[str, float]] = []
+    counts, spots, places = [], [], list[tuple[_Chunk, int, int]]()
     for length in range(2, K + 1):
-        places = [(chunk, end, hashes) for chunk in chunks for end, _, hashes in chunk.hashes([length])]
-        if not places:
+        here = [(chunk, end, hashes) for chunk in chunks for end, _, hashes in chunk.hashes([length])]
+        if not here:
             break
-        starts = np.cumsum([0, *(len(hashes) for _, _, hashes in places)])
-        weights = np.concatenate([chunk.values_W for chunk, _, _ in places])
-        _, first, which = np.unique(np.concatenate([hashes for *_, hashes in places]), return_index=True, return_inverse=True)
-        counts = np.bincount(which, weights)
-        often = np.flatnonzero(counts >= fewest)
+        starts = np.cumsum([0, *(len(hashes) for _, _, hashes in here)])
+        weights = np.concatenate([chunk.values_W for chunk, _, _ in here])
+        _, first, which = np.unique(np.concatenate([hashes for *_, hashes in here]), return_index=True, return_inverse=True)
+        found = np.bincount(which, weights)
+        often = np.flatnonzero(found >= fewest)
         where = np.searchsorted(starts, first[often], side="right") - 1
-        for index, place in zip(often.tolist(), where.tolist(), strict=True):
-            chunk, end, _ = places[place]
-            codes = chunk.codes_LW[end - length : end, first[index] - starts[place]]
-            found.append((codes.tobytes().decode("utf-32-le"), float(counts[index]) * length))
-    return sorted(found, key=lambda row: (-row[1], row[0]))[:MOST_SEEDS]
+        counts.append(found[often] * length)
+        spots.append(np.stack([where + len(places), first[often] - starts[where]]))
+        places += [(chunk, end, length) for chunk, end, _ in here]
+    if not places:
+        return []
+    covered, (where, rows) = np.concatenate(counts), np.concatenate(spots, axis=1)
+    seeds = []
+    for index in np.argsort(-covered, kind="stable")[:MOST_SEEDS].tolist():
+        chunk, end, length = places[where[index]]
+        codes = chunk.codes_LW[end - length : end, rows[index]]
+        seeds.append((codes.tobytes().decode("utf-32-le"), float(covered[index])))
+    return seeds
 
 
 def _table(pieces: Sequence[str]) -> tuple[Hashes, Many]:

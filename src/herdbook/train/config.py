@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from herdbook.config import Config
+from herdbook.train.parallel.config import ParallelConfig
 from herdbook.units import Count, Seconds, Share, parse_count, parse_share
 
 
@@ -39,7 +40,7 @@ MicroBatch = Annotated[Literal["auto"] | int, BeforeValidator(_parse_micro_batch
 
 # Keys that say how the work is done and watched, not what is trained: they may change between a run and its resumption.
 HOW = frozenset({"micro_batch", "compile", "device", "threads", "checkpoint_every", "checkpoint_every_s", "keep_checkpoints",
-                 "eval_every", "eval_sequences", "recompute", "trackers", "power_w", "hang_after_s"})  # fmt: skip
+                 "eval_every", "eval_sequences", "recompute", "trackers", "parallel", "power_w", "hang_after_s"})  # fmt: skip
 
 # Averaging of gradients and of their squares, where none is set: AdamW's as LLaMA has it; Lion's of its paper (table 8).
 BETAS = {"adamw": (0.9, 0.95), "lion": (0.9, 0.99), "muon": (0.9, 0.95)}
@@ -80,7 +81,7 @@ class LoopConfig(Config):
     decay_embeddings: bool = Field(True, description="whether embeddings decay like other matrices")
     optimizer: Literal["adamw", "lion", "muon"] = Field(
         "adamw",
-        description="lion: one moment, steps by sign (lr a third to a tenth of AdamW's); muon: for the matrices of blocks",
+        description="lion: one moment, steps by sign (lr 1/3 to 1/10 of AdamW's); muon: for the matrices of blocks",
     )
     betas: tuple[float, float] | None = Field(None, description="averaging of gradients; default: 0.9, 0.95, of lion 0.9, 0.99")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
@@ -156,6 +157,7 @@ class TrainConfig(LoopConfig):
     tokens: Count = Field(2_000_000, ge=1, description="how many tokens to train on, repeats included")
     tokens_per_step: Count = Field(4096, ge=1, description="tokens between two updates of the weights")
     batch_ramp: RampConfig | None = Field(None, description="a batch that grows at the start; null: one size throughout")
+    parallel: ParallelConfig = Field(ParallelConfig(), description="how several processes share the work")
     context: Count | None = Field(None, ge=2, description="tokens a sequence; default: as many as the model can hold")
     document_mask: bool = Field(False, description="whether a document is kept from seeing the one before it in its sequence")
 

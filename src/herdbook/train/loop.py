@@ -29,13 +29,16 @@ from herdbook.console import Progress, Terminal
 from herdbook.errors import Interrupted, UserError
 from herdbook.files import remove_partials, require_space
 from herdbook.model.decoder import Decoder
-from herdbook.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, require_same, save_checkpoint
+from herdbook.train.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, load_checkpoint, require_same
 from herdbook.train.config import LoopConfig
 from herdbook.train.energy import EnergyMeter
 from herdbook.train.interrupt import StopRequest
 from herdbook.train.machine import Machine, compile_parts, settings
-from herdbook.train.metrics import MetricsLog, read_metrics
+from herdbook.train.metrics import METRICS, MetricsLog, read_metrics
 from herdbook.train.optim import STATE_BYTES, build_optimizers, finish_gradients, set_learning_rate
+from herdbook.train.parallel.gradients import collect_gradients
+from herdbook.train.parallel.shard import Spread
+from herdbook.train.parallel.world import World
 from herdbook.train.progress import Pace, Table, progress_line
 from herdbook.train.schedule import learning_rate, warmup_tokens
 from herdbook.train.stability import Trouble, Watch, last_rewind, log_event, read_events
@@ -43,10 +46,13 @@ from herdbook.train.task import MicroBatch, Outcome, Setting, Task
 from herdbook.train.trackers import Trackers
 from herdbook.train.watchdog import Watchdog
 
+WRITTEN_AT_ONCE = 64 << 20  # bytes; a smaller checkpoint is written sooner than a thread would be worth
+RANK_SEEDS = 0x9E3779B1  # between the seeds of one step on two processes
+
 
 def train(
     model: Decoder, task: Task, cfg: LoopConfig, setting: Setting, machine: Machine, out: Path, terminal: Terminal,
-    *, checkpoint: Checkpoint | None = None,
+    *, checkpoint: Checkpoint | None = None, world: World | None = None, spread: Spread | None = None,
 ) -> Outcome:  # fmt: skip
     """Train `model` in place, from `checkpoint` on or from the start; on return it is trained and a last checkpoint written.
 
@@ -54,6 +60,7 @@ def train(
         machine: device, precision, threads, compilation; see `train.machine.decide`.
         out: where checkpoints and `metrics.jsonl` go.
         checkpoint: of this very run, from `open_run`.
+        world, spread: the processes of the run, all of which call this, and how `model` lies over them.
 
     Raises:
         UserError: the loss is no longer finite, or the checkpoint does not fit. Interrupted: SIGINT or SIGTERM, all saved.
@@ -61,7 +68,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(settings(machine))
         stop = stack.enter_context(StopRequest())
-        loop = _Loop(model, task, cfg, setting, machine, out, terminal, stop)
+        loop = _Loop(model, task, cfg, setting, machine, out, terminal, stop, world or World(), spread or Spread())
         stack.callback(loop.close)
         return loop.run(checkpoint)
 
@@ -108,6 +115,8 @@ class _Loop:
     out: Path
     terminal: Terminal
     stop: StopRequest
+    world: World
+    spread: Spread
     step: int = 0
     saved_step: int = 0
     elapsed_s: float = 0.0
@@ -115,7 +124,11 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.machine.device)
-        self.model.to(self.device).train()
+        if self.world.size == 1:
+            self.model.to(self.device)
+        self.model.train()
+        self.task.share = (self.spread.layout.data_rank(self.world.rank), self.spread.layout.data_ranks)
+        self.terminal = self.world.quiet(self.terminal)
         self.model.compute_dtype = self.machine.dtype
         self.optimizers = build_optimizers(self.model, self.cfg)
         self.steps = self.task.steps
@@ -123,15 +136,20 @@ class _Loop:
         self.warmup = warmup_tokens(self.cfg, self.total)
         self.eval_every = self.cfg.eval_every or max(1, self.steps // 10)
         self.watch = Watch(self.cfg.stability)
-        self.energy = EnergyMeter(self.machine.device, self.cfg.power_w)
+        self.energy = EnergyMeter(self.machine.device, self.cfg.power_w, self.world.size)
         self.pace, self.table = Pace(), Table(self.terminal, self.setting.bytes_per_token)
         self.loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        background = self._checkpoint_bytes() > WRITTEN_AT_ONCE
+        self.writer = CheckpointWriter(
+            self.out, self.model, self.optimizers, keep=self.cfg.keep_checkpoints, world=self.world, background=background
+        )
         self.log: MetricsLog | None = None
         self.trackers: Trackers | None = None
 
     def close(self) -> None:
-        """Let go of the loader's thread and the logs."""
+        """Let go of the threads and the logs; a checkpoint under way is finished."""
         self.loader.shutdown(wait=False, cancel_futures=True)
+        self.writer.close()
         for log in (self.log, self.trackers):
             if log is not None:
                 log.close()
@@ -142,20 +160,28 @@ class _Loop:
             self._restore(checkpoint)
             self.terminal.say(f"  going on from step {self.step:,} of {self.steps:,}", style="dim")
         self._require_room(self.cfg.keep_checkpoints + 1)
-        self.log = MetricsLog(self.out, self.step)
-        self.trackers = Trackers(self.cfg.trackers, self.out, self.setting.identity, self.terminal)
+        self._open_logs()
         if self.step < self.steps:
             if checkpoint is None and "rewind" in (self.cfg.stability.nonfinite, self.cfg.stability.spike):
                 self._save(first=True)
             self._compile()
             with self.terminal.progress(self.task.name) as progress, Watchdog(self.out, self.cfg.hang_after_s) as dog:
                 self._steps(progress, dog)
+            self.writer.finish()
         return self._outcome()
+
+    def _open_logs(self) -> None:
+        if not self.world.is_main:
+            return
+        if self.log is not None:
+            self.log.close()
+        self.log = MetricsLog(self.out, self.step)
+        self.trackers = self.trackers or Trackers(self.cfg.trackers, self.out, self.setting.identity, self.terminal)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Be as the run was when it wrote a checkpoint, but for data that it has been rewound from since."""
         facts = checkpoint.facts
-        load_checkpoint(checkpoint, self.model, self.optimizers)
+        load_checkpoint(checkpoint, self.model, self.optimizers, self.world)
         self.step = self.saved_step = checkpoint.step
         self.elapsed_s, self.validation = facts["elapsed_s"], facts["validation"]
         self.energy.joules = facts.get("joules", 0.0)
@@ -195,24 +221,26 @@ class _Loop:
             dog.alive()
             due = self.cfg.checkpoint_every is not None and self.step % self.cfg.checkpoint_every == 0
             due_s = self.cfg.checkpoint_every_s is not None and time.monotonic() - saved_at >= self.cfg.checkpoint_every_s
-            if due or due_s or self.step == self.steps:
+            # What one process decides, all do: clocks and signals differ.
+            stop, late = self.world.most(self.stop.received or 0, due_s)
+            if due or late or self.step == self.steps:
                 self._save()
                 saved_at = time.monotonic()
                 dog.alive()
-            if self.stop.received is not None:
-                self._interrupted(self.stop.received)
+            if stop:
+                self._interrupted(int(stop))
 
     def _update(self, batches: list[MicroBatch]) -> _Update:
         """One update of the weights, unless something is wrong with it."""
         step = self.step + 1
-        torch.manual_seed(step_seed(self.cfg.seed, step))
+        torch.manual_seed(step_seed(self.cfg.seed, step) + self.spread.dropout_rank * RANK_SEEDS)
         tokens_seen = self.task.tokens_after(step)
         lr = learning_rate(tokens_seen, self.cfg, total=self.total, warmup=self.warmup)
         set_learning_rate(self.optimizers, lr)
         tokens, sums = self._gradients(batches)
         if tokens == 0:
             raise ValueError(f"{self.task.name}: step {step} has nothing to train on")
-        mean, norm = sums["loss"].item() / tokens, finish_gradients(self.model, tokens, self.cfg.clip)
+        mean, norm = sums["loss"].item() / tokens, finish_gradients(self.model, tokens, self.cfg.clip, self.world)
         row = {"step": step, "tokens": tokens_seen, "loss": mean, "lr": lr, "grad_norm": norm, **self.task.report(sums)}
         trouble = self.watch.judge(mean, norm)
         if trouble is None:
@@ -236,19 +264,32 @@ class _Loop:
             tokens: int | Tensor = 0
             sums: dict[str, Tensor] = {}
             try:
-                for batch in batches:
-                    loss = self.task.loss(self.model, self._to_device(batch))
-                    torch.autograd.backward(loss.total)
+                for number, batch in enumerate(batches, 1):
+                    collect_gradients(self.model, last=number == len(batches))
+                    with self.spread.step():
+                        loss = self.task.loss(self.model, self._to_device(batch))
+                        torch.autograd.backward(loss.total)
                     tokens = tokens + loss.tokens
                     for name, value in loss.sums.items():
                         sums[name] = sums[name] + value if name in sums else value
-                return int(tokens), sums
+                return self._over_all(int(tokens), sums)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.cfg.micro_batch != "auto" or self.task.micro_batch == 1:
+                alone = self.world.size == 1  # others would wait for this process in the middle of the step
+                if not alone or not is_out_of_memory(error) or self.cfg.micro_batch != "auto" or self.task.micro_batch == 1:
                     raise
             self._zero()
             self.task.micro_batch = max(1, self.task.micro_batch // 2)
             self.terminal.warn(f"memory ran out; going on with micro-batches of {self.task.micro_batch} sequences")
+
+    def _over_all(self, tokens: int, sums: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+        """The same, added up over all processes."""
+        if self.world.size == 1:
+            return tokens, sums
+        shapes = {name: value.shape for name, value in sums.items()}
+        flat = torch.cat([sums[name].detach().double().flatten().cpu() for name in shapes])
+        counted, *numbers = self.world.total(tokens, *flat.tolist(), counted=self.spread.counts)
+        parts = torch.split(torch.tensor(numbers, dtype=torch.float64), [shape.numel() for shape in shapes.values()])
+        return int(counted), {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
     def _zero(self) -> None:
         for optimizer in self.optimizers:
@@ -258,27 +299,34 @@ class _Loop:
         """Skip the step, go back to the last checkpoint, or stop; said to people, and written down with the documents."""
         step = self.step if trouble.action == "skip" else self.step + 1
         event = {"event": trouble.action, "step": step, "kind": trouble.kind, "detail": trouble.detail}
-        checkpoint = find_checkpoint(self.out, self.terminal) if trouble.action == "rewind" else None
+        checkpoint = self._last_checkpoint() if trouble.action == "rewind" else None
         if trouble.action == "stop" or (trouble.action == "rewind" and checkpoint is None):
-            log_event(self.out, {**event, "event": "stop", "documents": self.task.documents(step - 1)})
+            self._log_event({**event, "event": "stop", "documents": self.task.documents(step - 1)})
             raise self._broke_down(step, trouble.detail)
         self.watch.note(trouble)
         if checkpoint is None:
-            log_event(self.out, {**event, "documents": self.task.documents(step - 1)})
+            self._log_event({**event, "documents": self.task.documents(step - 1)})
             self.terminal.warn(f"step {step:,} is skipped: {trouble.detail}")
             return
         documents = [{"step": at + 1, **row} for at in range(checkpoint.step, step) for row in self.task.documents(at)]
         rewinds, sequences = self.watch.rewinds, self.task.leave_out(checkpoint.step, step - 1)
-        log_event(self.out, {**event, "to_step": checkpoint.step, "sequences": sequences, "left_out": self.task.left_out,
-                             "rewinds": rewinds, "documents": documents})  # fmt: skip
+        self._log_event({**event, "to_step": checkpoint.step, "sequences": sequences, "left_out": self.task.left_out,
+                         "rewinds": rewinds, "documents": documents})  # fmt: skip
         self._restore(checkpoint)
-        if self.log is not None:
-            self.log.close()
-        self.log = MetricsLog(self.out, self.step)
+        self._open_logs()
         self.terminal.warn(
             f"step {step:,} went wrong ({trouble.detail}): back to step {checkpoint.step:,}, "
             f"and the {sequences:,} sequences since are left out"
         )
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        self.writer.finish()
+        return self.world.from_main(lambda: find_checkpoint(self.out, self.terminal))
+
+    def _log_event(self, event: dict[str, Any]) -> None:
+        if self.world.is_main:
+            log_event(self.out, event)
+        self.world.barrier()  # `_restore` reads it on all
 
     def _note(self, row: dict[str, Any], seconds: float, progress: Progress) -> None:
         """Log a step, look at held-out text when it is time, and show the live line."""
@@ -292,9 +340,9 @@ class _Loop:
             row["energy_kwh"] = round(self.energy.kwh, 6)
         if self.setting.validate is not None and (self.step % self.eval_every == 0 or self.step == self.steps):
             row |= self._validate(self.setting.validate)
-        assert self.log is not None and self.trackers is not None
-        self.log.write(row)
-        self.trackers.write(row)
+        if self.log is not None and self.trackers is not None:
+            self.log.write(row)
+            self.trackers.write(row)
         if self.step % self.eval_every == 0 or self.step == self.steps:
             self.table.add(row, self.steps)
         rate = tokens / self.pace.step_s
@@ -327,25 +375,28 @@ class _Loop:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _require_room(self, checkpoints: int) -> None:
-        size = sum(parameter.numel() for parameter in self.model.parameters())
         noun = "a checkpoint" if checkpoints == 1 else "training, with its checkpoints,"
-        require_space(self.out, checkpoints * size * STATE_BYTES[self.cfg.optimizer], purpose=noun)
+        self.world.from_main(lambda: require_space(self.out, checkpoints * self._checkpoint_bytes(), purpose=noun))
+
+    def _checkpoint_bytes(self) -> int:
+        return self.model.cfg.parameters() * STATE_BYTES[self.cfg.optimizer]
 
     def _save(self, first: bool = False) -> None:
         if self.saved_step == self.step and not first:
             return
         self._require_room(1)
-        assert self.log is not None
-        self.log.sync()
+        if self.log is not None:
+            self.log.sync()
         facts = {"seed": self.cfg.seed, "elapsed_s": self.elapsed_s, "joules": self.energy.joules,
                  "validation": self.validation, "stability": self.watch.state(), "left_out": self.task.left_out,
                  "identity": self.setting.identity, "machine": self.machine.as_dict(),
                  "micro_batch": self.task.micro_batch}  # fmt: skip
-        save_checkpoint(self.out, self.step, self.model, self.optimizers, facts, keep=self.cfg.keep_checkpoints)
+        self.writer.save(self.step, facts)
         self.saved_step = self.step
 
     def _interrupted(self, number: int) -> None:
         self._save()
+        self.writer.finish()
         raise Interrupted(
             f"stopped after step {self.step:,} of {self.steps:,}; a checkpoint is in {self.out}",
             todo=self.setting.resume_hint, signal_number=number,
@@ -359,7 +410,7 @@ class _Loop:
         )  # fmt: skip
 
     def _outcome(self) -> Outcome:
-        rows = read_metrics(self.out / "metrics.jsonl")
+        rows = read_metrics(self.out / METRICS) if self.world.is_main else []
         last = [row["loss"] for row in rows[-min(50, max(1, self.steps // 10)) :] if row["loss"] is not None]
         rate = self.total / self.elapsed_s if self.elapsed_s else 0.0
         return Outcome(

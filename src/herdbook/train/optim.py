@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from herdbook.train.config import LoopConfig
+from herdbook.train.parallel.gradients import gradient_norm, settle
+from herdbook.train.parallel.world import World
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -89,7 +91,7 @@ def build_optimizers(model: nn.Module, cfg: LoopConfig) -> Optimizers:
     return found + ([_adamw(rest, cfg)] if rest else [])
 
 
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+def block_matrices(model: nn.Module) -> list[Tensor]:
     """The matrices of linear layers within lists of layers: the blocks', not the embedding's or the head's."""
     blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     linears = [module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
@@ -107,16 +109,16 @@ def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], lr: float) ->
             group["lr"] = lr
 
 
-def finish_gradients(model: nn.Module, tokens: int, clip: float) -> float:
+def finish_gradients(model: nn.Module, tokens: int, clip: float, world: World | None = None) -> float:
     """Turn gradients of a sum of losses over `tokens` into those of their mean, clipped to a norm of `clip` (0: not clipped).
 
     Both are one multiplication of every gradient, so accumulation over micro-batches costs nothing and does not change the
     result. Returns the norm before clipping, of the mean's gradient.
     """
-    gradients: list[Tensor] = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / tokens
+    held = settle(model)
+    norm = gradient_norm(model, held, world or World()) / tokens
     scale = 1.0 / tokens
     if clip and norm > clip:
         scale *= clip / norm
-    torch._foreach_mul_(gradients, scale)
+    torch._foreach_mul_(held, scale)
     return norm

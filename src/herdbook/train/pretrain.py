@@ -7,7 +7,8 @@ end of one document and the start of the next, parted by the end-of-text token, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
 from herdbook.tokens.loader import Mixture, read_index
 from herdbook.train.batching import cut, micro_batch_size
+from herdbook.train.checkpoint import Checkpoint
 from herdbook.train.config import TrainConfig
 from herdbook.train.loop import open_run, train
 from herdbook.train.losses import IGNORED, HeadLoss
-from herdbook.train.machine import decide
+from herdbook.train.machine import Machine, choose_device, decide
+from herdbook.train.parallel.config import Layout
+from herdbook.train.parallel.shard import Spread, collect_decoder, empty_decoder, held, materialize, parallelize
+from herdbook.train.parallel.world import World, joined
 from herdbook.train.result import write_model, write_plan
 from herdbook.train.schedule import BatchPlan, plan_batches
 from herdbook.train.task import Loss, MicroBatch, Setting, Task
@@ -65,6 +70,12 @@ class Pretraining(Task):
         shift = sum(count for at, count in self.left_out if at <= step)
         return range(planned.start + shift, planned.stop + shift)
 
+    def own_sequences(self, step: int) -> range:
+        """Those that this process takes: as many as each other, next to each other."""
+        every, (number, parts) = self.sequences(step), self.share
+        size = len(every) // parts
+        return every[number * size : (number + 1) * size]
+
     def leave_out(self, first: int, last: int) -> int:
         """Never train on the data of steps `first` … `last`: step `first` takes what follows. Gives the sequences left out."""
         begin, end = self.sequences(first).start, self.sequences(last).stop
@@ -80,8 +91,8 @@ class Pretraining(Task):
         ]  # fmt: skip
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The sequences of a step: tokens, targets (micro_batch, T), sources, and the documents of tokens where those are masked."""
-        batch = self.mixture.sequences(self.sequences(step))
+        """This process' sequences of a step: tokens, targets, sources, and the tokens' documents where those are masked."""
+        batch = self.mixture.sequences(self.own_sequences(step))
         tensors = {
             "tokens": torch.from_numpy(batch.tokens_BT[:, :-1]),
             "targets": torch.from_numpy(batch.targets_BT),
@@ -95,7 +106,7 @@ class Pretraining(Task):
         """Summed cross-entropy of each token given those before it, also by source."""
         targets_BT, sources_B = batch["targets"], batch["sources"]
         x_BTD = model.hidden(batch["tokens"], documents_BT=batch.get("documents"))
-        rows_B, z = self.head_loss(model, x_BTD, targets_BT)
+        rows_B, z = (held(part) for part in self.head_loss(model, x_BTD, targets_BT))
         total, trained_B = rows_B.sum(), (targets_BT != IGNORED).sum(1)
         by_source_S = torch.zeros(2, len(self.mixture.sources), device=rows_B.device, dtype=torch.float64)
         by_source_S[0].index_add_(0, sources_B, rows_B.detach().double())
@@ -132,6 +143,8 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Pre-train a model on `tokens` and leave it in `out` as a Hugging Face folder; goes on from a checkpoint found there.
 
+    Under torchrun every process calls this, and they share the work as `cfg.parallel` says.
+
     Args:
         model: its shape; a vocabulary left open follows the tokenizer.
         tokens: folder of the station `tokens`; `tokenizer`: the one it was made with.
@@ -141,43 +154,109 @@ def pretrain(
         UserError: inputs that do not fit each other, checkpoints of another run, a loss that is no longer finite.
         Interrupted: SIGINT or SIGTERM; all is saved.
     """
-    config = {"train": cfg.identity(), "model": model.model_dump(mode="json")}
-    inputs = [(tokens, "tokens"), (tokenizer, "tokenizer"), *([(corpus, "corpus")] if corpus is not None else [])]
-    if pedigree.is_current(out, config, inputs):
-        terminal.say(f"{out}: trained already, with these settings on these tokens")
-        return
-    words = Tokenizer.load(tokenizer)
-    index = read_index(tokens)
-    shape = model.resolved(words.vocab_size)
-    batches = _batches(cfg, shape)
-    context = batches.context
-    identity = {
-        "train": cfg.identity(),
-        "model": shape.model_dump(mode="json"),
-        "inputs": {role: pedigree.fingerprint(path, role, out).sha256 for path, role in inputs[:2]},
-    }
-    with open_run(out, identity, terminal) as checkpoint, pedigree.record(out, "pretrain", config) as rec:
-        for path, role in inputs:
-            rec.add_input(path, role)
-        rec.inherit_licenses(tokens)
-        mixture = Mixture(tokens, context=context, seed=cfg.seed, tokenizer=tokenizer)
-        per_token = shape.flops_per_token(context)
-        before = checkpoint.facts["machine"] if checkpoint is not None else None
-        machine = decide(cfg, flops=per_token * batches.tokens_after(batches.steps), before=before)
-        wanted = cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(cfg.micro_batch)
-        size = micro_batch_size(wanted, sequences=batches.sequences, context=context, model=shape, device=machine.device,
-                                dtype=machine.dtype)  # fmt: skip
+    with joined(choose_device(cfg.device)) as world:
+        terminal = world.quiet(terminal)
+        config = {"train": cfg.identity(), "model": model.model_dump(mode="json")}
+        inputs = [(tokens, "tokens"), (tokenizer, "tokenizer"), *([(corpus, "corpus")] if corpus is not None else [])]
+        if world.from_main(lambda: pedigree.is_current(out, config, inputs)):
+            terminal.say(f"{out}: trained already, with these settings on these tokens")
+            return
+        with ExitStack() as stack:
+            words = Tokenizer.load(tokenizer)
+            shape = model.resolved(words.vocab_size)
+            identity = {
+                "train": cfg.identity(),
+                "model": shape.model_dump(mode="json"),
+                "inputs": {role: pedigree.fingerprint(path, role, out).sha256 for path, role in inputs[:2]},
+            }
+            rec: pedigree.Record | None = None
+            checkpoint = world.from_main(lambda: stack.enter_context(open_run(out, identity, terminal)))
+            if world.is_main:
+                rec = stack.enter_context(pedigree.record(out, "pretrain", config))
+                for path, role in inputs:
+                    rec.add_input(path, role)
+                rec.inherit_licenses(tokens)
+            run = _Run(cfg, shape, words, tokens, tokenizer, corpus, out, terminal, world)
+            run.train(identity, checkpoint, rec)
+
+
+@dataclass
+class _Run:
+    """One process' part of a pre-training."""
+
+    cfg: TrainConfig
+    shape: ModelConfig
+    words: Tokenizer
+    tokens: Path
+    tokenizer: Path
+    corpus: Path | None
+    out: Path
+    terminal: Terminal
+    world: World
+
+    def train(self, identity: dict[str, Any], checkpoint: Checkpoint | None, rec: pedigree.Record | None) -> None:
+        """Train from `checkpoint` on; the main process, which has the record, leaves the model."""
+        cfg, shape, world = self.cfg, self.shape, self.world
+        batches = _batches(cfg, shape)
+        layout = cfg.parallel.layout(world.size)
+        _require_shares(batches, layout)
+        cfg.parallel.require_fit(layout, shape, sequences=batches.sequences)
+        index = read_index(self.tokens)
+        mixture = Mixture(self.tokens, context=batches.context, seed=cfg.seed, tokenizer=self.tokenizer)
+        per_token = shape.flops_per_token(batches.context)
+        machine, size = world.from_main(lambda: self._decide(batches, layout, per_token, checkpoint))
         task = Pretraining(mixture, batches, size, cfg.document_mask, head_loss=HeadLoss(cfg.z_loss, cfg.loss_chunk))
-        plan = write_plan(task, shape, machine, out, context=context, micro_batch=size, epochs=task.epochs())
-        plan.show(terminal)
-        separator = int(index["separator_id"])
-        validate = load_validation(corpus, words, separator_id=separator, context=context, sequences=cfg.eval_sequences)
-        setting = Setting(identity, per_token, machine.peak_flops(), _bytes_per_token(index), validate)
-        network = Decoder(shape)
-        network.init_weights(torch.Generator().manual_seed(cfg.seed))
-        outcome = train(network, task, cfg, setting, machine, out, terminal, checkpoint=checkpoint)
-        line = write_model(network, outcome, setting, machine, task, out, rec, tokenizer=words)
-        terminal.say(line)
+        if world.is_main:
+            plan = write_plan(task, shape, machine, self.out, context=batches.context, micro_batch=size, epochs=task.epochs())
+            plan.show(self.terminal)
+        validate = load_validation(
+            self.corpus, self.words, separator_id=int(index["separator_id"]), context=batches.context,
+            sequences=cfg.eval_sequences,
+        )  # fmt: skip
+        network, spread = self._network(layout, machine)
+        setting = Setting(identity, per_token, machine.peak_flops() * world.size, _bytes_per_token(index), validate)
+        outcome = train(
+            network, task, cfg, setting, machine, self.out, self.terminal, checkpoint=checkpoint, world=world, spread=spread
+        )
+        whole = collect_decoder(network, world)
+        if whole is not None and rec is not None:
+            self.terminal.say(write_model(whole, outcome, setting, machine, task, self.out, rec, tokenizer=self.words))
+
+    def _decide(
+        self, batches: BatchPlan, layout: Layout, per_token: float, checkpoint: Checkpoint | None
+    ) -> tuple[Machine, int]:
+        """How the machine is used, and sequences a micro-batch: one decision for all processes."""
+        before = checkpoint.facts["machine"] if checkpoint is not None else None
+        flops = per_token * batches.tokens_after(batches.steps) / self.world.size
+        machine = decide(self.cfg, flops=flops, before=before)
+        if layout.tensor > 1:
+            machine = replace(machine, compiled=False)  # matrices cut over processes are not compiled in torch 2.13
+        wanted = self.cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(self.cfg.micro_batch)
+        size = micro_batch_size(wanted, sequences=batches.sequences // layout.data_ranks, context=batches.context,
+                                model=self.shape, device=machine.device, dtype=machine.dtype)  # fmt: skip
+        return machine, size
+
+    def _network(self, layout: Layout, machine: Machine) -> tuple[Decoder, Spread]:
+        """The model with its first weights, spread over the processes: the same weights for any layout."""
+        if self.world.size == 1:
+            network = Decoder(self.shape)
+            network.init_weights(torch.Generator().manual_seed(self.cfg.seed))
+            return network, Spread()
+        network = empty_decoder(self.shape)
+        spread = parallelize(network, self.cfg.parallel, layout, self.world, machine.dtype)
+        materialize(network, self.world.device, self.cfg.seed)
+        return network, spread
+
+
+def _require_shares(batches: BatchPlan, layout: Layout) -> None:
+    """Raise UserError when a step of a growing batch cannot be shared out evenly."""
+    ranks = layout.data_ranks
+    uneven = next((step for step in range(len(batches.growing)) if len(batches.of(step)) % ranks), None)
+    if uneven is not None:
+        raise UserError(
+            f"the {len(batches.of(uneven))} sequences of step {uneven + 1} cannot be shared out among {ranks} processes",
+            where="train.batch_ramp", todo=f"let start and increment be multiples of {ranks * batches.context} tokens",
+        )  # fmt: skip
 
 
 def _batches(cfg: TrainConfig, shape: ModelConfig) -> BatchPlan:

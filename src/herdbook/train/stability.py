@@ -94,7 +94,7 @@ def log_event(out: Path, event: dict[str, Any]) -> None:
 def read_events(out: Path) -> list[dict[str, Any]]:
     """The whole lines of `OUT/events.jsonl`; none when there is no file."""
     path = out / EVENTS
-    found = []
+    found: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             found.append(json.loads(line))
@@ -105,7 +105,5 @@ def read_events(out: Path) -> list[dict[str, Any]]:
 
 def last_rewind(events: Sequence[dict[str, Any]], step: int, rewinds: int) -> dict[str, Any] | None:
     """The rewind to `step` that a checkpoint of that step, which knows of `rewinds`, was written too early to know of."""
-    for event in reversed(events):
-        if event.get("event") == "rewind" and event["to_step"] == step and event["rewinds"] > rewinds:
-            return event
-    return None
+    known = [event for event in events if event.get("event") == "rewind" and event["to_step"] == step]
+    return next((event for event in reversed(known) if int(event["rewinds"]) > rewinds), None)

@@ -42,12 +42,14 @@ class Task(ABC):
         steps: updates of the weights in the whole task.
         tokens_per_step: tokens a step of full size computes on, as counted for speed and budget.
         micro_batch: sequences computed at once.
+        share: (number, of how many): which part of each step's sequences this process takes.
         left_out: of (step, sequences): so many sequences are passed over from that step on, see `leave_out`.
     """
 
     name: str
     steps: int
     micro_batch: int
+    share: tuple[int, int] = (0, 1)
     left_out: list[tuple[int, int]]
 
     @property
@@ -56,8 +58,8 @@ class Task(ABC):
 
     @abstractmethod
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The data of step 0 … steps-1 as CPU tensors: a pure function of `step` and `left_out`. May be called from another
-        thread."""
+        """The data of step 0 … steps-1 as CPU tensors: a pure function of `step`, `share` and `left_out`. May be called from
+        another thread."""
 
     @abstractmethod
     def loss(self, model: Decoder, batch: MicroBatch) -> Loss:

@@ -8,6 +8,7 @@ from typing import Any
 
 from herdbook import pedigree, road
 from herdbook.console import Terminal
+from herdbook.errors import UserError
 from herdbook.recipe import Recipe
 from herdbook.units import human_bytes, human_count, human_seconds
 
@@ -16,7 +17,11 @@ PLANNED_UTILISATION = 0.35
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Stations and their state, input sizes, the training plan, and the disk it takes; all as JSON."""
+    """Stations and their state, input sizes, the training plan, and the disk it takes; all as JSON.
+
+    What the run would stop at, such as a source that is not there yet, is one of the `problems` and no error: a recipe can be
+    looked at before its data has come.
+    """
     from herdbook.corpus.curate import input_paths
     from herdbook.plan.plan import plan_training
 
@@ -31,8 +36,10 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     )
     paths = input_paths(recipe.corpus) if recipe.corpus else []
     sizes = {str(path): _size(path) for path in paths}
+    problems: list[UserError] = []
     states = [
-        {"station": station.name, "title": station.title, "state": state} for station, state in road.station_states(recipe)
+        {"station": station.name, "title": station.title, "state": state}
+        for station, state in road.station_states(recipe, problems)
     ]
     # A checkpoint holds weights and two moments in float32; two are kept, and the model folder holds the weights once more.
     disk = sum(sizes.values()) + model.parameters() * 4 * (3 * 3 + 1)
@@ -42,9 +49,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     return {
         "run": str(recipe.folder),
         "stations": states,
+        "problems": [problem.render() for problem in problems],
         "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in recipe.corpus.sources]
         if recipe.corpus
         else [],
+        "absent": _absent(recipe),
         "input_bytes": sizes,
         "plan": plan.as_dict(),
         "disk_bytes": disk,
@@ -60,7 +69,8 @@ def show(facts: dict[str, Any], terminal: Terminal) -> None:
     rows = []
     for source in facts["sources"]:
         where = source.get("builtin") or source.get("path") or ""
-        rows.append([source["name"], where, source.get("license", "")])
+        mark = " (nothing there)" if source["name"] in facts["absent"] else ""
+        rows.append([source["name"], f"{where}{mark}", source.get("license", "")])
     terminal.say()
     terminal.table(["source", "from", "licence"], rows)
     if facts["input_bytes"]:
@@ -78,6 +88,18 @@ def show(facts: dict[str, Any], terminal: Terminal) -> None:
             ["disk", f"{human_bytes(facts['disk_bytes'])} of {human_bytes(facts['disk_free_bytes'])} free"],
         ],
     )
+    for problem in facts["problems"]:
+        terminal.warn(f"the run would stop: {problem}")
+
+
+def _absent(recipe: Recipe) -> list[str]:
+    """The names of the sources that lead to no file on this machine; addresses are not asked."""
+    from herdbook.corpus.places import is_url
+    from herdbook.corpus.readers import source_files
+
+    sources = recipe.corpus.sources if recipe.corpus else []
+    local = [source for source in sources if source.paths and not any(is_url(path) for path in source.paths)]
+    return [source.name for source in local if not source_files(source)[0]]
 
 
 def _vocabulary(recipe: Recipe) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from herdbook import pedigree, road
 from herdbook.config import Draft
@@ -14,6 +14,7 @@ from herdbook.console import Terminal, emit
 from herdbook.corpus.config import CorpusConfig
 from herdbook.errors import UserError, user_errors
 from herdbook.files import write_text
+from herdbook.launched import follows
 from herdbook.recipe import Recipe, build_recipe, load_recipe, recipes_folder
 from herdbook.verbs import dry
 from herdbook.verbs.names import names_for
@@ -127,8 +128,9 @@ def work(
         folder = recipe.folder
         folders = {other.name: folder / other.name for other in road.STATIONS if pedigree.exists(folder / other.name)}
         # A dry run leaves nothing behind, so no lock either; what it finds holds for the moment in which it looks.
-        with user_errors(), nullcontext() if dry_run else road.locked(folder):
-            if not dry_run and out is None:
+        alone = dry_run or follows()  # a process that follows another works under its lock
+        with user_errors(), nullcontext() if alone else road.locked(folder):
+            if not alone and out is None:
                 road.keep_recipe(recipe)
             _run_one(station, recipe, folders | given, out or folder / name, terminal, dry_run=dry_run, workers=workers)
         return
@@ -138,6 +140,24 @@ def work(
     recipe = build_recipe(Draft(values=values, source="command line"), words or ())
     folders = {MAIN_INPUT[name]: Path(target), **given}
     _run_one(station, recipe, folders, out or Path(name), terminal, dry_run=dry_run, workers=workers)
+
+
+def launch(
+    kind: str, target: str, words: list[str] | None, out: Path | None, terminal: Terminal, *, nodes: int, gpus: int
+) -> None:
+    """`herdbook pretrain RECIPE --launch KIND`: write the script that starts this on `nodes` machines of `gpus` devices."""
+    from herdbook.train.launch import Kind, write_script
+
+    if not _is_recipe(target):
+        raise UserError("a script is written for a recipe or a run's folder", where=target, todo="`herdbook init` writes a recipe")
+    recipe = load_recipe(target, words or ())
+    recipe.train.parallel.layout(nodes * gpus)
+    own = [*(words or []), *(["--out", str(out)] if out else [])]
+    script = write_script(cast(Kind, kind), target, own, nodes=nodes, gpus=gpus, out=recipe.folder)
+    starter = "sbatch" if kind == "slurm" else "sh"
+    terminal.say(f"{nodes * gpus} processes: start them with `{starter} {script}`; the stations before have to be done")
+    if terminal.as_json:
+        emit({"script": str(script), "processes": nodes * gpus})
 
 
 def _run_one(
@@ -169,7 +189,7 @@ def _run_one(
     with user_errors():
         terminal.step(station.title, str(out))
         road.run_station(station, recipe, folders, out, terminal, workers=workers)
-    if terminal.as_json:
+    if terminal.as_json and not follows():
         emit({"folder": str(out), **{key: pedigree.read(out)[key] for key in ("station", "wall_s", "counts", "license")}})
 
 

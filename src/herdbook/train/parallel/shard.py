@@ -154,6 +154,11 @@ def keep_slice(weight: Tensor, whole: Tensor) -> None:
     weight.to_local().copy_(distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None).to_local())
 
 
+def held(value: Tensor) -> Tensor:
+    """What this process holds of a value, as a plain tensor: all of it unless it is spread."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def reshard(model: nn.Module) -> None:
     """Drop what a forward without a backward has left collected: parameters are slices again."""
     if isinstance(model, FSDPModule):

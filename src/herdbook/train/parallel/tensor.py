@@ -43,15 +43,15 @@ TIME, HEADS = 1, 1  # dimensions of (B, T, D) and of (B, H, T, E)
 _SHARDED: ContextVar[bool] = ContextVar("sharded", default=False)
 
 
-class Whole(ParallelStyle):
-    """A module whose weights every process holds whole.
+class Laid(ParallelStyle):
+    """A module whose first input and whose weights are laid out over the processes as given, and its output too.
 
-    Args:
-        taken: how the first input is laid out over the processes; given: how the output is left, as a plain tensor.
+    Inputs and outputs are plain tensors, of which each process has its slice, or all. (torch's own styles leave the sum of an
+    embedding under way, and compiled code that takes it up loses its gradient: torch 2.13.)
     """
 
-    def __init__(self, taken: Placement, given: Placement) -> None:
-        self.taken, self.given = taken, given
+    def __init__(self, taken: Placement, given: Placement, *, weights: Placement | None = None) -> None:
+        self.taken, self.given, self.weights = taken, given, weights or Replicate()
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def enter(_: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
@@ -60,7 +60,7 @@ class Whole(ParallelStyle):
         def leave(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> Tensor:
             return output.redistribute(mesh, [self.given]).to_local()
 
-        return _with_hooks(module, device_mesh, enter, leave)
+        return _distribute(module, device_mesh, self.weights, enter, leave)
 
 
 class CopiedHeads(ParallelStyle):
@@ -78,7 +78,7 @@ class CopiedHeads(ParallelStyle):
             whole = output.to_local(grad_placements=[Partial()])
             return whole.narrow(-1, self.head * self.width, self.width)
 
-        return _with_hooks(module, device_mesh, enter, leave)
+        return _distribute(module, device_mesh, Replicate(), enter, leave)
 
 
 class Placed(ParallelStyle):
@@ -88,18 +88,21 @@ class Placed(ParallelStyle):
         self.placement = placement
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return distribute_module(module, device_mesh, partial(_place, [self.placement]))
+        return _distribute(module, device_mesh, self.placement)
 
 
-def _with_hooks(module: nn.Module, mesh: DeviceMesh, enter: Callable[..., Any], leave: Callable[..., Any]) -> nn.Module:
-    return distribute_module(module, mesh, partial(_place, [Replicate()]), enter, leave)
+def _distribute(
+    module: nn.Module, mesh: DeviceMesh, weights: Placement, enter: Callable[..., Any] | None = None,
+    leave: Callable[..., Any] | None = None,
+) -> nn.Module:  # fmt: skip
+    return distribute_module(module, mesh, partial(_place, weights), enter, leave)
 
 
-def _place(placements: list[Placement], _: str, module: nn.Module, mesh: DeviceMesh) -> None:
+def _place(placement: Placement, _: str, module: nn.Module, mesh: DeviceMesh) -> None:
     """The parameters of one module as DTensors. Every process has the same values already, so nothing is sent."""
     for name, weight in module.named_parameters(recurse=False):
         if not isinstance(weight, DTensor):
-            placed = distribute_tensor(weight.data, mesh, placements, src_data_rank=None)
+            placed = distribute_tensor(weight.data, mesh, [placement], src_data_rank=None)
             module.register_parameter(name, nn.Parameter(placed, requires_grad=weight.requires_grad))
 
 
@@ -107,11 +110,11 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh, cfg: ParallelConfig)
     """Cut `model` over the processes of a one-dimensional mesh, in place. `cfg.require_fit` has been asked before."""
     stream: Placement = Shard(TIME) if cfg.sequence_parallel else Replicate()
     plan: dict[str, ParallelStyle] = {
-        "embed": RowwiseParallel(input_layouts=Replicate(), output_layouts=stream),
-        "position_embed": Whole(Replicate(), stream),
-        "project_in": Whole(stream, stream),
-        "embed_norm": Whole(stream, stream),
-        "norm": Whole(stream, stream),
+        "embed": Laid(Replicate(), stream, weights=Shard(0)),
+        "position_embed": Laid(Replicate(), stream),
+        "project_in": Laid(stream, stream),
+        "embed_norm": Laid(stream, stream),
+        "norm": Laid(stream, stream),
         "project_out": Placed(Replicate()),
         "unembed": Placed(Shard(0)),
     }
@@ -136,8 +139,8 @@ def _cut_block(block: Block, mesh: DeviceMesh, stream: Placement) -> None:
     """One layer: norms on the stream, all of the stream into attention and feed-forward, sums back onto the stream."""
     attn, parts = block.attn, mesh.size()
     plan: dict[str, ParallelStyle] = {
-        "attn_norm": Whole(stream, stream),
-        "ff_norm": Whole(stream, stream),
+        "attn_norm": Laid(stream, stream),
+        "ff_norm": Laid(stream, stream),
         "attn": PrepareModuleInput(  # the stream; angles, sight and cache stay as they are
             input_layouts=(stream, None, None, None), desired_input_layouts=(Replicate(), None, None, None)
         ),
@@ -146,8 +149,8 @@ def _cut_block(block: Block, mesh: DeviceMesh, stream: Placement) -> None:
         "attn.k": _keys_or_values(attn, mesh),
         "attn.v": _keys_or_values(attn, mesh),
         "attn.o": RowwiseParallel(output_layouts=stream),
-        "attn.q_norm": Whole(Shard(HEADS), Shard(HEADS)),
-        "attn.k_norm": Whole(Shard(HEADS), Shard(HEADS)),
+        "attn.q_norm": Laid(Shard(HEADS), Shard(HEADS)),
+        "attn.k_norm": Laid(Shard(HEADS), Shard(HEADS)),
         "ff.gate": ColwiseParallel(),
         "ff.up": ColwiseParallel(),
         "ff.down": RowwiseParallel(output_layouts=stream),

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from herdbook.console import Terminal
 from herdbook.errors import UserError
+from herdbook.launched import launched
 
 T = TypeVar("T")
 TIMEOUT_S = 1800.0  # of a collective: longer than compiling, validation or one slow checkpoint may take
@@ -124,11 +125,6 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def launched() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, started this process."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
-
-
 @contextmanager
 def joined(device: str | None = None, *, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Join the processes that torchrun started; they part when the block ends. One process without torchrun.
@@ -165,3 +161,6 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     # Weights cut both ways are collected in two goes, when a whole model is written.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    # Compiled code in which processes talk to each other is not kept for the next run.
+    for name in ("torch._inductor.codecache", "torch._functorch._aot_autograd.autograd_cache"):
+        logging.getLogger(name).setLevel(logging.ERROR)
