@@ -1,7 +1,8 @@
-"""The recipes that ship: each loads, dry-runs without its data, is the published model, names its source, repeats no default."""
+"""The recipes that ship: they dry-run without their data, are the published models, name their source, repeat no default."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -63,7 +64,7 @@ def test_dry_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     recipe = load_recipe(path)
     assert facts["run"] == str(Path("runs") / path.stem)
     assert facts["plan"]["parameters"] == recipe.model.resolved(recipe.tokenizer.vocab_size).parameters()
-    assert facts["plan"]["tokens"] == recipe.train.tokens
+    assert 0 <= facts["plan"]["tokens"] - recipe.train.tokens < recipe.train.tokens_per_step, "in whole steps"
     assert {row["state"] for row in facts["stations"]} == {"run"}
     assert recipe.corpus is not None
     theirs = [source.name for source in recipe.corpus.sources if source.builtin is None]
@@ -105,8 +106,9 @@ def test_a_nano_is_scaled_from_a_recipe_that_is_there(path: Path) -> None:
     [source] = re.findall(r"^# Source: recipes/([\w.-]+)\.yaml", path.read_text(encoding="utf-8"), re.MULTILINE)
     large, small = load_recipe(recipes_folder() / f"{source}.yaml"), load_recipe(path)
     assert find_model(preset_of(path)).family == find_model(source).family
-    same = ("positions", "position_offset", "rope_fraction", "rope_interleaved", "alibi_max", "norm", "norm_place", "block",
-            "embed_norm", "activation", "tied", "dropout", "has_attn_bias", "has_ff_bias", "has_norm_bias", "head_bias")  # fmt: skip
+    shape = ["positions", "position_offset", "rope_fraction", "rope_interleaved", "alibi_max", "norm", "norm_place"]
+    same = [*shape, "block", "embed_norm", "activation", "tied", "head_bias", "dropout"]
+    same += ["has_attn_bias", "has_ff_bias", "has_norm_bias"]
     assert {key: getattr(small.model, key) for key in same} == {key: getattr(large.model, key) for key in same}
     assert (small.model.kv_heads == 1) == (large.model.kv_heads == 1)
     assert (small.model.kv_heads == small.model.n_heads) == (large.model.kv_heads == large.model.n_heads)
@@ -155,13 +157,11 @@ def test_training_is_the_published_one(path: Path) -> None:
     words = f"{facts.training.get('optimizer')}, {facts.training.get('schedule')}"
     assert train.optimizer == ("lion" if "LION" in words else "adamw")
     assert train.schedule == ("linear" if "linear to" in words else "cosine")
-    for key, pattern in {
-        "weight_decay": r"weight decay ([\d.]+)",
-        "clip": r"clip ([\d.]+)",
-        "z_loss": r"z-loss ([\d.e-]+)",
-    }.items():
+    printed = {"weight_decay": r"weight decay ([\d.]+)", "clip": r"clip ([\d.]+)", "z_loss": r"z-loss ([\d.e-]+)"}
+    for key, pattern in printed.items():
         for value in re.findall(pattern, words):
             assert getattr(train, key) == float(value), f"{key} of {words}"
+    assert bool(train.z_loss) == ("z-loss" in words)
     for betas in re.findall(r"(0\.\d+)/(0\.\d+)", words):
         assert train.averaging == tuple(map(float, betas))
     assert recipe.model.dropout == float((re.findall(r"dropout ([\d.]+)", words) or [recipe.model.dropout])[0])
@@ -194,7 +194,7 @@ def test_schedule_is_the_published_one(path: Path) -> None:
     [low] = re.findall(r"(?:cosine|linear) to ([\d.e-]+( %)?)", words)
     lowest = train.lr * 0.1 if low[1] else float(low[0])
     assert train.lr * train.min_lr_ratio == pytest.approx(lowest, rel=2e-3)
-    [end] = re.findall(r" over (\d+)B tokens(?:, then|$)", words) or [None]
+    [end] = re.findall(r" over (\d+)B tokens", words.partition(";")[0]) or [None]
     if end is not None:
         assert (train.decay_over or train.tokens) == float(end) * 1e9
 
@@ -232,7 +232,5 @@ def test_no_default_is_repeated(path: Path) -> None:
         for part in key[:-1]:
             here = here[part]
         del here[key[-1]]
-        try:
+        with contextlib.suppress(ConfigError):  # it cannot be left out at all
             assert build_recipe(shorter) != whole, f"{path.name}: {'.'.join(key)} says what is so without it"
-        except ConfigError:
-            pass  # it cannot be left out at all

@@ -150,7 +150,20 @@ def tokenizer_section(report: Json) -> Section:
             for key, row in shown
         ]  # fmt: skip
         blocks.append(Table((title, "text", "tokens", "bytes a token", ""), table, "lrrrm"))
+    if report.get("compare"):
+        blocks.append(_beside_others(report))
     return Section("tokenizer", "Tokenizer", blocks)
+
+
+def _beside_others(report: Json) -> Table:
+    """This tokenizer and those it was compared with, on the same text."""
+    shown: list[Json] = [{"tokenizer": "this one", **report}, *report["compare"]]
+    rows: list[list[Words]] = [
+        [row["tokenizer"], n.whole(row["vocab_size"]), n.fixed(row["bytes_per_token"], 2), n.share(row["vocabulary_used"]),
+         n.share(row["round_trip"])]
+        for row in shown
+    ]  # fmt: skip
+    return Table(("tokenizer", "vocabulary", "bytes a token", "of it used", "come back unchanged"), rows, "lrrrr")
 
 
 def _used(report: Json) -> str:

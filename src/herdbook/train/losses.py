@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from herdbook.model.decoder import Decoder
+from herdbook.train.parallel.tensor import log_sum_exp
 
 IGNORED = -100  # the target of a position that is not trained on
 
@@ -41,7 +42,7 @@ class HeadLoss(nn.Module):
         rows = losses.view(targets.shape).sum(-1) if targets.dim() == 2 else losses
         z = losses.new_zeros(())
         if self.z_loss:
-            z = self.z_loss * (torch.logsumexp(logits, -1).square() * (targets != IGNORED)).sum()
+            z = self.z_loss * (log_sum_exp(logits).square() * (targets != IGNORED)).sum()
         return rows, z
 
 

@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -206,3 +207,13 @@ def sharded_loss() -> Iterator[None]:
             yield
     finally:
         _SHARDED.reset(token)
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """log Σ exp over the last dimension, a plain tensor, also where that dimension is cut over processes."""
+    if not isinstance(logits, DTensor):
+        return torch.logsumexp(logits, -1)
+    mesh, here = logits.device_mesh, logits.to_local()
+    top = DTensor.from_local(here.detach().amax(-1), mesh, [Partial("max")]).redistribute(mesh, [Replicate()]).to_local()
+    part = (here - top[..., None]).exp().sum(-1)
+    return top + DTensor.from_local(part, mesh, [Partial()]).redistribute(mesh, [Replicate()]).to_local().log()
