@@ -20,7 +20,7 @@ HEIGHT = {
     **dict.fromkeys(STATIONS, 3),
     **dict.fromkeys(["model", "interop"], 2),
     **dict.fromkeys(["facts", "pedigree", "documents", "tokenizer", "chat_template"], 1),
-    **dict.fromkeys(["config", "files", "units", "errors", "console", "pool", "threads"], 0),
+    **dict.fromkeys(["config", "files", "units", "errors", "console", "pool", "threads", "launched"], 0),
 }
 # What one station may take from another: an object handed over by type, a shared contract, or the one training loop.
 SHARED = {

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from herdbook import pedigree
+from herdbook import pedigree, road
+from herdbook.config import Draft
 from herdbook.console import Terminal
 from herdbook.documents import DocumentWriter, read_documents
 from herdbook.errors import UserError
 from herdbook.files import sha256_file
+from herdbook.recipe import build_recipe
 from herdbook.tokens import build, encode
 from herdbook.tokens.build import build_tokens
 from herdbook.tokens.config import TokensConfig
@@ -225,6 +227,25 @@ def test_another_mixture_leaves_the_shards(corpus: Path, tokenizer: Path, tmp_pa
     assert pedigree.is_current(out, second.model_dump(mode="json"), inputs)
     assert not pedigree.is_current(out, first.model_dump(mode="json"), inputs)
     assert pedigree.verify(pedigree.tree(out)) == []
+
+
+def test_the_road_puts_another_mixture_in(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:
+    station, out = road.BY_NAME["tokens"], tmp_path / "run" / "tokens"
+    folders = {"corpus": corpus, "tokenizer": tokenizer}
+    stamps = []
+    for words in (
+        [],
+        ["tokens.packing=best_fit"],
+        ["tokens.curriculum=[{after: 50%, sources: {code: 1}}]"],
+        ["tokens.dtype=uint32"],
+    ):
+        recipe = build_recipe(Draft(source="test"), words)
+        road.run_station(station, recipe, folders, out, terminal)
+        assert json.loads((out / "index.json").read_text())["mixture"] == recipe.tokens.mixture()
+        assert pedigree.is_current(out, station.config(recipe), station.inputs(recipe, folders))
+        stamps.append({path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")})
+    assert stamps[0] == stamps[1] == stamps[2] != stamps[3]
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name != "tokens"] == ["replaced"]
 
 
 def test_what_takes_another_encoding(corpus: Path, tokenizer: Path, tmp_path: Path, terminal: Terminal) -> None:

@@ -24,6 +24,10 @@ def test_defaults_and_human_numbers() -> None:
         ({"sources": {"wiki": float("inf")}}, "finite"),
         ({"license": "MIT"}, "no path is given"),
         ({"kind": "wordpiece"}, "bpe"),
+        ({"character_coverage": 0.99}, "character_coverage belongs to the kinds llama and unigram"),
+        ({"prefix_space": False}, "prefix_space belongs to the kinds llama and unigram"),
+        ({"kind": "unigram", "character_coverage": "101%"}, "less than or equal to 1"),
+        ({"kind": "llama", "vocab_size": 261}, "vocab_size has to be 262 at least"),
     ],
 )
 def test_mistakes_in_the_tokenizer_section(values: dict[str, object], says: str) -> None:

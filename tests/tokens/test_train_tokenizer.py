@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
@@ -20,7 +21,11 @@ from tokenizers import normalizers
 
 from herdbook.align.chat import ChatFormat
 from herdbook.errors import UserError
+from herdbook.infer.config import Sampling
+from herdbook.infer.engine import Engine
 from herdbook.interop.gguf.vocabulary import gguf_metadata_of, tokenizer_from_gguf
+from herdbook.model.config import ModelConfig
+from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import TextStream, Tokenizer
 from herdbook.tokens.config import BYTES, SPECIAL_TOKENS, UNKNOWN, TokenizerConfig
 from herdbook.tokens.measure import plain
@@ -243,6 +248,22 @@ def test_streamed_text_goes_on_from_the_prompt(kind: str) -> None:
         assert tokenizer.decode(prompt) + written == text
 
     goes_on()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama", "unigram"])
+def test_generated_text_goes_on_from_the_prompt(kind: str) -> None:
+    tokenizer = opened(kind)
+    shape = ModelConfig(vocab_size=704, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, context=64)
+    torch.manual_seed(0)
+    engine, prompt, spaced = Engine(Decoder(shape.resolved()), tokenizer), "The shepherd", 0
+    for seed in range(30):
+        sampling = Sampling(max_tokens=4, temperature=1.0, seed=seed, ignore_end=True)
+        done = engine.generate([prompt], sampling)[0]
+        whole = tokenizer.decode([*tokenizer.encode_prompt(prompt), *done.ids])
+        if "\ufffd" not in whole:
+            assert prompt + done.text == prompt + "".join(engine.stream(prompt, sampling)) == whole
+            spaced += done.text.startswith(" ")
+    assert spaced
 
 
 @pytest.mark.parametrize("kind", ["bpe", "llama", "unigram", "llama without prefix"])

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from herdbook.console import Terminal
+from herdbook.facts.mixtures import MANY_EPOCHS
 from herdbook.model.config import ModelConfig
 from herdbook.plan.laws import BESIROGLU_2024, TOKENS_PER_PARAMETER, Law
 from herdbook.plan.memory import STATE_BYTES, cast_bytes, training_memory
 from herdbook.units import human_bytes, human_count, human_seconds
 
-MANY_EPOCHS = 4  # Muennighoff et al. 2023 (arXiv:2305.16264): up to about four passes are nearly as good as new data
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,21 @@ class Plan:
         ]
         if self.estimated_s is not None and self.flops_per_s is not None:
             rows.append(("time", human_seconds(self.estimated_s), f"at {_speed(self.flops_per_s)}"))
-        rows += [(f"epochs of {name}", f"{times:.2f}", _repeats(times)) for name, times in self.epochs.items()]
         return rows
 
-    def show(self, terminal: Terminal, *, title: str = "Plan") -> None:
-        """Print the plan, and warn of sources that are repeated so often that it stops paying."""
+    def source_rows(self) -> list[tuple[str, str, str]]:
+        """How often each source is gone through, in the same columns."""
+        return [(f"epochs of {name}", f"{times:.2f}", _repeats(times)) for name, times in self.epochs.items()]
+
+    def show(self, terminal: Terminal, *, title: str = "Plan", sources: bool = True) -> None:
+        """Print the plan, and warn of sources that are repeated so often that it stops paying.
+
+        Args:
+            sources: False leaves them out, where the mixture is shown by itself.
+        """
         terminal.step(title)
-        terminal.table(["what", "how much", "that is"], self.rows())
-        for name, times in self.epochs.items():
+        terminal.table(["what", "how much", "that is"], [*self.rows(), *(self.source_rows() if sources else [])])
+        for name, times in self.epochs.items() if sources else ():
             if times > MANY_EPOCHS:
                 terminal.warn(f"{name} is gone through {times:.3g} times; beyond about {MANY_EPOCHS} repeats teach little")
 

@@ -202,13 +202,15 @@ class _Run:
         _require_shares(batches, layout)
         cfg.parallel.require_fit(layout, shape, sequences=batches.sequences)
         index = read_index(self.tokens)
-        mixture = Mixture(self.tokens, context=batches.context, seed=cfg.seed, tokenizer=self.tokenizer)
+        length = batches.tokens_after(batches.steps)
+        mixture = Mixture(self.tokens, context=batches.context, seed=cfg.seed, tokenizer=self.tokenizer, length=length)
         per_token = shape.flops_per_token(batches.context)
         machine, size = world.from_main(lambda: self._decide(batches, layout, per_token, checkpoint))
         task = Pretraining(mixture, batches, size, cfg.document_mask, head_loss=HeadLoss(cfg.z_loss, cfg.loss_chunk))
         if world.is_main:
             plan = write_plan(task, shape, machine, self.out, context=batches.context, micro_batch=size, epochs=task.epochs())
-            plan.show(self.terminal)
+            plan.show(self.terminal, sources=False)
+            mixture.show(batches.before(batches.steps), self.terminal)
         validate = load_validation(
             self.corpus, self.words, separator_id=int(index["separator_id"]), context=batches.context,
             sequences=cfg.eval_sequences,
