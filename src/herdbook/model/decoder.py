@@ -303,7 +303,7 @@ class Decoder(nn.Module):
         """Who sees whom, with ALiBi's bias where positions are told by one."""
         sight = Sight() if cache is None else cache.sight(T)
         if documents_BT is not None:
-            sight = Sight(document_mask(documents_BT), causal=False)
+            sight = Sight(document_mask(documents_BT))
         if self.cfg.positions != "alibi":
             return sight
         slopes_H = alibi_slopes(self.cfg.n_heads, self.cfg.alibi_max)[self.heads_here].to(positions_BT.device)

@@ -22,7 +22,6 @@ from herdbook.plan.memory import STATE_BYTES, cast_bytes, training_memory
 from herdbook.units import human_bytes, human_count, human_seconds
 
 
-
 @dataclass(frozen=True)
 class Plan:
     """What a run will take. All fields are plain numbers, so that `as_dict` is plan.json.

@@ -144,7 +144,7 @@ class LoopConfig(Config):
 
 
 class RampConfig(Config):
-    """A batch that grows: few tokens a step at first, when gradients point the same way for all of them (GPT-3, section 2.3)."""
+    """A batch that grows: few tokens a step at first, when the gradients of all of them point the same way (GPT-3, 2.3)."""
 
     start: Count = Field(description="tokens of the first step")
     over: Count = Field(gt=0, description="tokens after which a step has its full size; in between it grows linearly")
