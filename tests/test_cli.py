@@ -17,7 +17,7 @@ def herdbook(*words: str, cwd: Path, stdin: str = "") -> subprocess.CompletedPro
 
 
 VERBS = ["run", "quickstart", "init", "curate", "tokenizer", "tokens", "pretrain", "sft", "eval", "generate", "chat", "report",
-         "pedigree", "doctor", "models"]  # fmt: skip
+         "pedigree", "plan", "doctor", "models"]  # fmt: skip
 
 
 def test_help_lists_the_verbs(tmp_path: Path) -> None:

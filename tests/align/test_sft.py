@@ -101,7 +101,7 @@ def test_the_loss_is_on_the_answers_only(base: Path, words: Tokenizer, tmp_path:
     decoded: list[str] = []
     for step in (0, 1):
         for batch in task.micro_batches(step):
-            total, count = task.loss(model, batch)
+            total, count, _ = task.loss(model, batch)
             x_BTD = model.hidden(batch["tokens"], documents_BT=batch["documents"])
             everywhere = HeadLoss()(model, x_BTD, batch["targets"])[0].sum()
             assert total.item() == pytest.approx(everywhere.item(), rel=1e-5)

@@ -19,7 +19,8 @@ from herdbook.interop.gguf.container import open_gguf
 from herdbook.interop.gguf.vocabulary import WORDS, gguf_metadata_of, tokenizer_from_gguf
 from herdbook.interop.sentencepiece import Kind
 from herdbook.tokenizer import Tokenizer
-from herdbook.tokens.tokenizer import fit
+from herdbook.tokens.config import TokenizerConfig
+from herdbook.tokens.train_tokenizer import fit
 
 from .real import SMOLLM2
 
@@ -35,7 +36,7 @@ SAMPLES = [
 ]
 CHAT = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 NAMES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "add_bos_token": True}
-OWN = Tokenizer(fit(iter([TEXT] * 9), vocab_size=400).to_str(), NAMES, chat_template=CHAT)
+OWN = Tokenizer(fit(TokenizerConfig(vocab_size=400), lambda: iter([TEXT] * 9)).to_str(), NAMES, chat_template=CHAT)
 VOCABULARIES = ["gpt-2", "llama-spm", "falcon", "mpt"]
 
 

@@ -13,7 +13,8 @@ import torch
 
 from herdbook.interop.gguf.model import load_gguf, save_gguf
 from herdbook.tokenizer import Tokenizer
-from herdbook.tokens.tokenizer import fit
+from herdbook.tokens.config import TokenizerConfig
+from herdbook.tokens.train_tokenizer import fit
 
 from .shapes import GGUF_SHAPES, ids, make_decoder
 
@@ -68,6 +69,6 @@ def test_texts_get_the_same_ids(tmp_path: Path) -> None:
     text = "It's the year 2024: naïve café, 3.14 or 100,000?  two  spaces\n\n\tand a tab; 日本語 and 🦙🦙. "
     text += "<|im_start|>user\nhi<|im_end|>"
     names = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
-    words = Tokenizer(fit(iter([text] * 20), vocab_size=400).to_str(), names)
+    words = Tokenizer(fit(TokenizerConfig(vocab_size=400), lambda: iter([text] * 20)).to_str(), names)
     save_gguf(make_decoder(GGUF_SHAPES["llama"], vocab_size=448), tmp_path / "m.gguf", kind="F16", tokenizer=words)
     assert ask(tmp_path / "m.gguf", "-", text.encode()).tolist() == words.encode(text)

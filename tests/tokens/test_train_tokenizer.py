@@ -130,6 +130,15 @@ def test_an_alphabet_that_does_not_fit() -> None:
         fit(TokenizerConfig(kind="llama", vocab_size=300), lambda: iter(["".join(map(chr, range(0x4E00, 0x4E00 + 89)))]))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "llama", "unigram"])
+def test_what_has_no_end_is_cut_in_training_and_not_after(kind: str) -> None:
+    cfg = TokenizerConfig.model_validate({"kind": kind, "vocab_size": 300})
+    encoder = plain(fit(cfg, lambda: iter(["a" * 100_000, " " * 100_000])))
+    assert 8 <= max(map(len, set(encoder.get_vocab()) - {*SPECIAL_TOKENS, UNKNOWN, *BYTES})) <= 256
+    assert "\\S" not in encoder.to_str()
+    assert encoder.decode(encoder.encode("a" * 5000 + " " * 5000).ids) == "a" * 5000 + " " * 5000
+
+
 def test_the_file_has_the_shape_of_llamas() -> None:
     definition = json.loads(trained("llama").to_str())
     assert definition["normalizer"]["normalizers"] == [

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herdbook.errors import UserError
+from herdbook.train.interrupt import StopRequest
 from herdbook.train.launch import write_script
 
 
@@ -70,7 +71,7 @@ SHIMS = {
     "scontrol": 'case "$1" in show) echo node-a; echo node-b;; *) echo "$@" >> "$CALLS";; esac',
     "scancel": 'echo "scancel $@" >> "$CALLS"; kill -TERM "$(cat "$CALLS.pid")"',
     # Stands for the training: it ends by itself, or, told to stop, saves for a moment and ends like herdbook.
-    "srun": 'echo "$@" > "$CALLS.srun"; echo $$ > "$CALLS.pid"; trap "sleep 0.3; exit 143" TERM\n'
+    "srun": 'echo "$@" > "$CALLS.srun"; trap "sleep 0.3; exit 143" TERM; echo $$ > "$CALLS.pid"\n'
     'for _ in $(seq "$TENTHS"); do sleep 0.1; done; exit "${ENDS:-0}"',
 }
 
@@ -109,3 +110,14 @@ def test_a_slurm_job_that_ends_by_itself_is_not_queued_again(tmp_path: Path, end
     job, calls = slurm_job(tmp_path, TENTHS="1", ENDS=ends)
     assert job.wait(30) == int(ends)
     assert calls.read_text() == ""
+
+
+def test_told_by_slurm_and_again_by_torchrun_a_process_still_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # would end us if the handler were gone
+        assert stop.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before

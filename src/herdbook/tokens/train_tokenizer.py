@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from herdbook.errors import UserError
 from herdbook.interop.sentencepiece import SPACE, Kind, Piece, SentencePieceModel, definition_of
@@ -30,6 +30,7 @@ from herdbook.tokens.config import BYTES, END_OF_TEXT, IM_END, IM_START, PAD, SP
 from herdbook.tokens.pieces import MAX_PIECE_CHARACTERS, Cutter, alphabet_of, count_words, normalized
 from herdbook.tokens.unigram import train_unigram
 
+_ENDLESS = r"\S{256}|\s{256}"
 Texts = Callable[[], Iterator[str]]  # gives the same texts from the start, each time
 
 
@@ -79,9 +80,9 @@ def _byte_level(cfg: TokenizerConfig, texts: Texts) -> Tokenizer:
     encoder = Tokenizer(models.BPE())
     if cfg.normalization == "nfkc":
         encoder.normalizer = normalizers.NFKC()
-    encoder.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    # A merge goes through every word it is in from end to end, which takes hours for a megabyte without spaces.
+    encoder.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_ENDLESS), "isolated"), *steps])
     encoder.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=cfg.vocab_size,
@@ -91,6 +92,7 @@ def _byte_level(cfg: TokenizerConfig, texts: Texts) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     encoder.train_from_iterator(texts(), trainer)
+    encoder.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return encoder
 
 

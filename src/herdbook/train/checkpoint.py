@@ -268,9 +268,7 @@ def _check(path: Path, step: int) -> Checkpoint:
     return Checkpoint(path, step, facts)
 
 
-def load_checkpoint(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizers, world: World | None = None
-) -> None:
+def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizers, world: World | None = None) -> None:
     """Put weights and optimizer back as they were, whatever number of processes wrote them and reads them.
 
     Raises UserError when they do not fit the model.

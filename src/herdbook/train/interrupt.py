@@ -7,14 +7,17 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from herdbook.launched import launched
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
     """Within the block, `received` is the number of the signal that asked to stop, or None.
 
-    The first signal also puts the former handlers back, so that a second one works as it always does. Outside the main
-    thread, where Python allows no handlers, nothing is caught.
+    The first signal also puts the former handlers back, so that a second one works as it always does. Not so under torchrun:
+    Slurm may signal it and its processes, and it passes the signal on, so one request arrives twice. Outside the main thread,
+    where Python allows no handlers, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
+        if not launched():
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

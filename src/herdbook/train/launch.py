@@ -109,8 +109,8 @@ def _slurm(work: str, out: Path, *, nodes: int, gpus: int, restarts: int) -> str
 #SBATCH --signal=B:TERM@{WARNING_S}
 #SBATCH --output="{log}"
 set -euo pipefail
-{_setup(gpus)}first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export first
+{_setup(gpus)}hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first="${{hosts%%$'\\n'*}}"
 
 # Slurm tells this shell alone that the time is nearly over; the processes save and end when they are told in turn.
 warned=

@@ -23,8 +23,8 @@ class HeadLoss(nn.Module):
     """Cross-entropies of hidden states against their target tokens.
 
     Args:
-        z_loss: weight of the squared log of the softmax's sum, which keeps logits from drifting (PaLM, arXiv:2204.02311, section
-            5; Falcon).
+        z_loss: weight of the squared log of the softmax's sum, which keeps logits from drifting (PaLM, arXiv:2204.02311,
+            section 5; Falcon).
         chunk: positions whose logits are made at once; None: all.
     """
 
