@@ -131,9 +131,7 @@ def init(
     write_recipe(path, source or [], license_id, force=force, terminal=_terminal())
 
 
-@app.command(
-    epilog="Numbers may be human: 7B, 2T, 1e22, 7d, 12h, 45%. Every number is printed with the formula it comes from."
-)
+@app.command(epilog="Numbers may be human: 7B, 2T, 1e22, 7d, 12h, 45%. Every number is printed with the formula it comes from.")
 def plan(
     targets: Annotated[
         list[str] | None, typer.Argument(metavar="[RECIPE|serve|devices|chinchilla] [KEY=VALUE]...", help="what to plan from")
@@ -487,7 +485,9 @@ app.add_typer(corpus_app)
 
 @corpus_app.command("why")
 def corpus_why(
-    name: Annotated[str, typer.Argument(metavar="URL|ID|FILE@OFFSET", help="address or id of a document, or where its record lies")],
+    name: Annotated[
+        str, typer.Argument(metavar="URL|ID|FILE@OFFSET", help="address or id of a document, or where its record lies")
+    ],
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="a corpus, or a run's folder")] = Path("corpus"),
     again: Annotated[
         bool, typer.Option("--again", help="read its record once more and show what each step makes of it")

@@ -324,12 +324,19 @@ class Decoder(nn.Module):
 
     def head(self, x_BTD: Tensor) -> Tensor:
         """Logits (…, V) in float32 from the stream (…, D)."""
-        if self.project_out is not None:
-            x_BTD = self.project_out(x_BTD)
+        x_BTD = self.before_head(x_BTD)
         if self.unembed is None:
             return F.linear(x_BTD, self.embed.weight.to(x_BTD.dtype)).float()
         logits_BTV: Tensor = self.unembed(x_BTD)
         return logits_BTV.float()
+
+    def before_head(self, x_BTD: Tensor) -> Tensor:
+        """The stream in the width of the embedding, which is what `head_weights` multiply."""
+        return x_BTD if self.project_out is None else self.project_out(x_BTD)
+
+    def head_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Matrix (V, width of the embedding) and bias (V,) that make the logits; the matrix is the embedding's if tied."""
+        return (self.embed.weight, None) if self.unembed is None else (self.unembed.weight, self.unembed.bias)
 
 
 def document_mask(documents_BT: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from herdbook.console import Terminal
 from herdbook.documents import Split
 from herdbook.interop.sentencepiece import SPACE
-from herdbook.interop.tokenizers import load_tokenizer
 from herdbook.tokens.sample import Sampled, Survey, quotas
 from herdbook.units import human_bytes
 
@@ -175,6 +174,8 @@ def _reader(encoder: Tokenizer) -> Callable[[str], str | None]:
 
 def open_others(paths: Sequence[Path]) -> dict[str, Tokenizer]:
     """Tokenizers to compare with, folders or files of one, by their paths. Raises UserError when one cannot be read."""
+    from herdbook.interop.tokenizers import load_tokenizer  # brings torch with it
+
     return {str(path): plain(Tokenizer.from_str(load_tokenizer(path).definition)) for path in paths}
 
 

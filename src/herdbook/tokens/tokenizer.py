@@ -17,7 +17,6 @@ from herdbook.console import Terminal
 from herdbook.documents import read_documents
 from herdbook.errors import UserError
 from herdbook.files import read_json, remove_partials, write_json, write_text
-from herdbook.interop.tokenizers import load_tokenizer
 from herdbook.pedigree import Record
 from herdbook.tokens.config import TokenizerConfig
 from herdbook.tokens.measure import Texts, measure, measure_others, open_others, plain, show
@@ -150,6 +149,8 @@ def _take(cfg: TokenizerConfig, path: Path, out: Path, rec: Record, terminal: Te
             if (path / name).is_file():
                 write_text(out / name, (path / name).read_text(encoding="utf-8"))
     else:
+        from herdbook.interop.tokenizers import load_tokenizer  # brings torch with it
+
         load_tokenizer(path).save(out)
         separator_id(out)
     rec.add_input(tokenizer_file(path), "tokenizer", license_id=cfg.license)

@@ -149,7 +149,9 @@ def launch(
     from herdbook.train.launch import Kind, write_script
 
     if not _is_recipe(target):
-        raise UserError("a script is written for a recipe or a run's folder", where=target, todo="`herdbook init` writes a recipe")
+        raise UserError(
+            "a script is written for a recipe or a run's folder", where=target, todo="`herdbook init` writes a recipe"
+        )
     recipe = load_recipe(target, words or ())
     recipe.train.parallel.layout(nodes * gpus)
     own = [*(words or []), *(["--out", str(out)] if out else [])]

@@ -295,7 +295,7 @@ def gguf_metadata_of(tokenizer: Tokenizer, vocab_rows: int) -> dict[str, Any]:
 
 
 def _inexpressible(what: str) -> UserError:
-    todo = "save the model as a Hugging Face folder instead, or use a tokenizer that herdbook trained"
+    todo = "save the model as a Hugging Face folder instead, or train a tokenizer of kind bpe or llama"
     return UserError(f"GGUF cannot express {what}", where="the tokenizer", todo=todo)
 
 
