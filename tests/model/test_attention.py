@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herdbook.model.attention import SHORT, Sight, alibi_slopes, attention, attention_reference, with_alibi
+from herdbook.model.attention import (
+    BLOCK,
+    BLOCKS_UP_TO,
+    SHORT,
+    CausalBlocks,
+    Sight,
+    alibi_slopes,
+    attention,
+    attention_reference,
+    with_alibi,
+)
 
 
 @settings(deadline=None)
@@ -70,7 +80,7 @@ def test_a_bias_equals_the_reference(kv_heads: int, group: int, queries: int, ea
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_columns_give_what_a_bias_gives(heads: tuple[int, int], packed: bool) -> None:
     """From SHORT keys on, 16-bit ALiBi goes into the dot product; it must be as near to float32's bias as a 16-bit bias is."""
-    queries, keys, time = *heads, SHORT + 60
+    queries, keys, time = *heads, SHORT + 61  # which no block divides
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, queries, time, 16, generator=generator)
     k, v = torch.randn(2, 1, keys, time, 16, generator=generator)
@@ -124,3 +134,66 @@ def test_falcon_rounds_as_it_was_trained() -> None:
     wanted = torch.tensor(float(slopes[1].bfloat16()) * 300).bfloat16().float() / 4
     assert sight.bias[0, 1, 300, 300] == wanted
     assert sight.bias[0, 1, 299, 300] == -torch.inf
+
+
+def trained(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sight: Sight, *, exact: bool = False) -> list[torch.Tensor]:
+    """What attention gives, and the gradients of queries, keys and values."""
+    inputs = [(x.float() if exact else x).detach().clone().requires_grad_() for x in (q, k, v)]
+    out = (attention_reference if exact else attention)(*inputs, sight)
+    out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype))
+    return [out.detach().float(), *(x.grad.float() for x in inputs if x.grad is not None)]
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("time", [2 * BLOCK, 4 * BLOCK, BLOCKS_UP_TO])
+@pytest.mark.parametrize("kind", ["causal", "documents", "alibi", "alibi documents"])
+def test_blocks_are_as_near_to_the_reference_as_the_fused_kernel(
+    heads: tuple[int, int], time: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training in 16 bits: outputs and gradients against float32, beside what SDPA is off by."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, heads[0], time, 16, generator=generator).bfloat16()
+    k, v = torch.randn(2, 2, heads[1], time, 16, generator=generator).bfloat16()
+    sight, places = Sight(), torch.arange(time)[None]
+    if "documents" in kind:
+        same = (places[:, None] * 3 // time) == (places[..., None] * 3 // time)
+        sight = Sight((same & torch.ones(time, time, dtype=torch.bool).tril())[:, None])
+    exact = rough = sight
+    if "alibi" in kind:
+        slopes = alibi_slopes(heads[0])
+        exact, rough = (
+            with_alibi(sight, slopes, places, places, head_width=16, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+    wanted = trained(q, k, v, exact, exact=True)
+    calls = []
+    apply = CausalBlocks.apply
+    monkeypatch.setattr(CausalBlocks, "apply", lambda *given: (calls.append(1), apply(*given))[1])
+    blocks = trained(q, k, v, rough)
+    assert calls
+    monkeypatch.setattr("herdbook.model.attention.BLOCKS_UP_TO", 0)
+    fused = trained(q, k, v, rough)
+    assert len(calls) == 1
+    for name, one, other, true in zip(("out", "dq", "dk", "dv"), blocks, fused, wanted, strict=True):
+        error, usual = ((x - true).norm() / true.norm() for x in (one, other))
+        assert error < max(2.5 * usual, 0.006), name
+
+
+@pytest.mark.parametrize(
+    ("change", "time"),
+    [
+        ("no gradient", 256),
+        ("float32", 256),
+        ("dropout", 256),
+        ("odd", 300),
+        ("short", 128),
+        ("long", 2048),
+        ("mask alone", 256),
+    ],
+)
+def test_blocks_are_only_for_what_they_were_measured_for(change: str, time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CausalBlocks, "apply", lambda *_: pytest.fail("by blocks"))
+    dtype = torch.float32 if change == "float32" else torch.bfloat16
+    q, k, v = torch.randn(3, 1, 1, time, 8).to(dtype)
+    sight = Sight(torch.ones(1, 1, time, time, dtype=torch.bool), causal=False) if change == "mask alone" else Sight()
+    q.requires_grad_(change != "no gradient")
+    attention(q, k, v, sight, dropout=0.1 if change == "dropout" else 0.0)

@@ -269,6 +269,19 @@ def test_micro_batches_are_halved_when_memory_runs_out(toy: ModuleType, tmp_path
         toy.run(tmp_path / "c", task=Large(), micro_batch=8)
 
 
+def test_computing_blocks_again_changes_nothing(toy: ModuleType, tmp_path: Path) -> None:
+    toy.run(tmp_path / "kept")  # with dropout, whose numbers have to be drawn again alike
+    toy.run(tmp_path / "again", recompute="blocks")
+    assert curve(tmp_path / "again") == curve(tmp_path / "kept")
+
+
+def test_eight_bits_without_such_a_gpu_are_refused(toy: ModuleType, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match="8 bits need an NVIDIA GPU"):
+        toy.run(tmp_path, float8=True)
+
+
 def test_a_step_that_hangs_ends_the_process_and_says_where(toy: ModuleType, tmp_path: Path) -> None:
     script = tmp_path / "hangs.py"
     script.write_text(HANGS.format(toy=toy.__file__))

@@ -137,7 +137,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "says"),
     [
         ([], "nothing to plan from"),
-        (["llama2-7b"], "written model=llama2-7b"),
+        (["palm-8b"], "written model=palm-8b"),  # a model that no recipe is called after
         (["serve", "devices"], "one thing at a time"),
         (["serve"], "add device="),
         (["serve", "device=a100-80gb", "gpus=8"], "no such key"),

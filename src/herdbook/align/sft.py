@@ -247,7 +247,10 @@ def _task(cfg: SftConfig, samples: list[Tokenized], chat: ChatFormat, *, context
     steps = math.ceil(len(rows) / rows_per_step)
     if cfg.tokens is not None:
         steps = min(steps, max(1, cfg.tokens // (rows_per_step * context)))
-    return FineTuning(samples, rows, steps, rows_per_step, context + 1, rows_per_step, _pad_id(chat.tokenizer))
+    head_loss = HeadLoss(cfg.z_loss, cfg.loss_chunk)
+    return FineTuning(
+        samples, rows, steps, rows_per_step, context + 1, rows_per_step, _pad_id(chat.tokenizer), head_loss=head_loss
+    )
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -34,6 +34,7 @@ from herdbook.train.config import LoopConfig
 from herdbook.train.energy import EnergyMeter
 from herdbook.train.interrupt import StopRequest
 from herdbook.train.machine import Machine, compile_parts, settings
+from herdbook.train.memory import recompute, to_float8
 from herdbook.train.metrics import METRICS, MetricsLog, read_metrics
 from herdbook.train.optim import STATE_BYTES, build_optimizers, finish_gradients, set_learning_rate
 from herdbook.train.parallel.gradients import collect_gradients
@@ -127,6 +128,9 @@ class _Loop:
         if self.world.size == 1:
             self.model.to(self.device)
         self.model.train()
+        if self.cfg.float8:
+            to_float8(self.model)
+        recompute(self.model, self.cfg.recompute)
         self.task.share = (self.spread.layout.data_rank(self.world.rank), self.spread.layout.data_ranks)
         self.terminal = self.world.quiet(self.terminal)
         self.model.compute_dtype = self.machine.dtype

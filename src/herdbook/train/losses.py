@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from herdbook.model.decoder import Decoder
+from herdbook.train.parallel.tensor import log_sum_exp
 
 IGNORED = -100  # the target of a position that is not trained on
 
@@ -30,8 +31,8 @@ class HeadLoss(nn.Module):
     """Cross-entropies of hidden states against their target tokens.
 
     Args:
-        z_loss: weight of the squared log of the softmax's sum, which keeps logits from drifting (PaLM, arXiv:2204.02311, section
-            5; Falcon).
+        z_loss: weight of the squared log of the softmax's sum, which keeps logits from drifting (PaLM, arXiv:2204.02311,
+            section 5; Falcon).
         chunk: positions whose logits are made at once; None: all. Where tensor parallelism cuts the vocabulary, all are.
     """
 
@@ -48,16 +49,23 @@ class HeadLoss(nn.Module):
         known what else would be done with them. Raises ValueError in the backward otherwise.
         """
         if self.chunk is None or targets.numel() <= self.chunk or isinstance(model.head_weights()[0], DTensor):
-            logits_NV = model.head(x).flatten(0, -2)
-            losses_N = F.cross_entropy(logits_NV, targets.flatten(), reduction="none", ignore_index=IGNORED)
-            z = losses_N.new_zeros(())
-            if self.z_loss:
-                z = self.z_loss * (torch.logsumexp(logits_NV, -1).square() * (targets.flatten() != IGNORED)).sum()
+            losses_N, z = self._whole(model, x.flatten(0, -2), targets.flatten())
+        elif not torch.is_grad_enabled():
+            parts = zip(torch.split(x.flatten(0, -2), self.chunk), torch.split(targets.flatten(), self.chunk), strict=True)
+            losses, zs = zip(*(self._whole(model, *part) for part in parts), strict=True)
+            losses_N, z = torch.cat(losses), torch.stack(zs).sum()
         else:
-            weight_VD, bias_V = model.head_weights()
-            flat_ND = model.before_head(x).flatten(0, -2)
-            losses_N, z = _Chunked.apply(flat_ND, targets.flatten(), weight_VD, bias_V, self.piece, self.chunk)
+            x_ND = model.before_head(x).flatten(0, -2)
+            losses_N, z = _Chunked.apply(x_ND, targets.flatten(), *model.head_weights(), self.piece, self.chunk)  # type: ignore[no-untyped-call]
         return (losses_N.view(targets.shape).sum(-1) if targets.dim() == 2 else losses_N), z
+
+    def _whole(self, model: Decoder, x_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropies (N,) and the sum of z-losses."""
+        logits_NV = model.head(x_ND)
+        losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none", ignore_index=IGNORED)
+        if not self.z_loss:
+            return losses_N, losses_N.new_zeros(())
+        return losses_N, self.z_loss * (log_sum_exp(logits_NV).square() * (targets_N != IGNORED)).sum()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile in place; in chunks that is what is done to one of them, or the code would grow with their number."""
@@ -77,7 +85,7 @@ class _Piece(nn.Module):
     def forward(
         self, x_CD: Tensor, targets_C: Tensor, weight_VD: Tensor, bias_V: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Cross-entropies (C,), sum of z-losses, and gradients of x (C, D), weight (V, D) and bias (V,); all without a graph."""
+        """Cross-entropies (C,), sum of z-losses, and gradients of x (C, D), weight (V, D) and bias (V,)."""
         logits_CV = F.linear(x_CD, weight_VD, bias_V).float()
         trained_C = targets_C != IGNORED
         places_C1 = torch.where(trained_C, targets_C, 0)[:, None]
@@ -113,18 +121,20 @@ class _Chunked(torch.autograd.Function):
             if db_V is not None:
                 db_V += db
         ctx.save_for_backward(dx_ND, dw_VD, db_V)
+        ctx.with_z = piece.z_loss > 0
         ctx.kinds = weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return torch.cat(losses), z
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients, times the one number that all losses are multiplied with."""
         (dx_ND, dw_VD, db_V), (losses_N, z) = ctx.saved_tensors, grads
-        if not bool((losses_N == z).all()):
+        times = losses_N[0]
+        if not bool((losses_N == times).all() & ((z == times) | (not ctx.with_z))):
             raise ValueError("losses made in chunks can be differentiated only as the plain sum of rows and z; set no chunk")
         weight_kind, bias_kind = ctx.kinds
-        db = None if db_V is None else (db_V * z).to(bias_kind)
-        return (dx_ND * z).to(dx_ND.dtype), None, (dw_VD * z).to(weight_kind), db, None, None
+        db = None if db_V is None else (db_V * times).to(bias_kind)
+        return (dx_ND * times).to(dx_ND.dtype), None, (dw_VD * times).to(weight_kind), db, None, None
 
 
 @torch.no_grad()

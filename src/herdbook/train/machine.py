@@ -23,6 +23,7 @@ from herdbook.errors import UserError
 from herdbook.pedigree import cores
 from herdbook.plan.peak import cpu_flags, measure_peak, training_dtype
 from herdbook.train.config import LoopConfig
+from herdbook.train.memory import keep_freed
 from herdbook.units import human_seconds
 
 # Compiling costs 10-40 s and makes a step about 1.4 times as fast: it wins time from about this much eager training on.
@@ -54,7 +55,7 @@ class Machine:
 
     def peak_flops(self) -> float:
         """The measured rate of matrix products for this precision and these threads, FLOP/s; takes a second, once."""
-        with settings(self):
+        with _products(self):
             return _peak(self.dtype, self.threads, self.device)
 
     def expected_flops(self) -> float:
@@ -120,7 +121,14 @@ def _peak(dtype: torch.dtype, threads: int, device: str) -> float:
 
 @contextmanager
 def settings(machine: Machine) -> Iterator[None]:
-    """Threads and float32 product kernels for a run; as before when the block ends.
+    """Threads, kernels and memory for a run; as before when the block ends."""
+    with _products(machine), keep_freed():
+        yield
+
+
+@contextmanager
+def _products(machine: Machine) -> Iterator[None]:
+    """Threads and float32 product kernels.
 
     On processors with AVX-512 but no AMX, "medium" makes oneDNN do float32 products twice as fast as the default library at
     the same accuracy (relative error 5e-7, measured on AMD Zen); with AMX it may round to bfloat16, so there it stays off.
@@ -153,7 +161,8 @@ def compile_parts(parts: list[nn.Module], probe: Callable[[], None], terminal: T
             probe()
     except Exception as error:
         for part in parts:
-            part._compiled_call_impl = None
+            for module in part.modules():
+                module._compiled_call_impl = None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         terminal.warn(f"torch.compile did not work here ({reason[:200]}); training goes on without it, which is slower")
         return False
