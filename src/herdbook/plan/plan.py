@@ -101,6 +101,7 @@ def plan_training(
     micro_batch_tokens: int | None = None,
     activation_bytes_per_value: int = 2,
     law: Law = BESIROGLU_2024,
+    steps: int | None = None,
 ) -> Plan:
     """What training `model` on `tokens` tokens will take.
 
@@ -112,13 +113,14 @@ def plan_training(
         micro_batch_tokens: tokens of one forward pass; default: a whole step.
         activation_bytes_per_value: 2 for bf16, 4 for float32.
         law: for the compute-optimal size.
+        steps: that `tokens` take, where the batch grows and `tokens` is what they come to; default: whole steps of one size.
 
     Raises UserError when the vocabulary of `model` is not known.
     """
     assert tokens > 0
     assert tokens_per_step > 0
-    steps = -(-tokens // tokens_per_step)
-    trained = steps * tokens_per_step
+    trained = tokens if steps is not None else -(-tokens // tokens_per_step) * tokens_per_step
+    steps = steps or trained // tokens_per_step
     parameters = model.parameters()
     flops_per_token = model.flops_per_token(context)
     flops = flops_per_token * trained

@@ -30,6 +30,7 @@ def write_plan(
     plan = plan_training(
         shape,
         tokens=task.tokens_after(task.steps),
+        steps=task.steps,
         tokens_per_step=task.tokens_per_step,
         context=context,
         flops_per_s=machine.expected_flops(),

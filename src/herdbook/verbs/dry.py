@@ -24,15 +24,21 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """
     from herdbook.corpus.curate import input_paths
     from herdbook.plan.plan import plan_training
+    from herdbook.train.schedule import plan_batches
 
     vocab = _vocabulary(recipe)
     model = recipe.model.resolved(vocab)
+    context = recipe.train.context or model.context
+    batches = plan_batches(recipe.train, context)
     plan = plan_training(
         model,
-        tokens=recipe.train.tokens,
+        tokens=batches.tokens_after(batches.steps),
+        steps=batches.steps,
         tokens_per_step=recipe.train.tokens_per_step,
-        context=recipe.train.context or model.context,
+        context=context,
         flops_per_s=_planned_flops(),
+        # The run takes as many sequences at once as memory holds; one is the least it can do with.
+        micro_batch_tokens=context * (1 if recipe.train.micro_batch == "auto" else recipe.train.micro_batch),
     )
     paths = input_paths(recipe.corpus) if recipe.corpus else []
     sizes = {str(path): _size(path) for path in paths}
