@@ -77,6 +77,13 @@ def test_more_tokens_never_cost_less(tokens: int, tokens_per_step: int) -> None:
     assert one.memory == two.memory
 
 
+def test_a_growing_batch_takes_more_steps_for_the_same_tokens() -> None:
+    plain = plan_training(SMALL, tokens=40_000, tokens_per_step=4_000, context=256, flops_per_s=1e9)
+    grown = plan_training(SMALL, tokens=39_936, tokens_per_step=4_000, context=256, flops_per_s=1e9, steps=23)
+    assert (plain.steps, grown.steps, grown.tokens) == (10, 23, 39_936)
+    assert grown.flops == pytest.approx(plain.flops, rel=0.002)
+
+
 def test_activations() -> None:
     """By hand for one token of a block with D = 8, H = K = 2, E = 4, F = 16, V = 64."""
     shape = ModelConfig(vocab_size=64, d_model=8, n_layers=1, n_heads=2, d_ff=16, activation="gelu")
