@@ -83,13 +83,14 @@ class Worker:
 
     def __init__(self, name: str, case: dict[str, Any], scratch: Path) -> None:
         self.name, self.turns, self.said = name, [], {}  # type: ignore[var-annotated]
+        plain = "".join(letter if letter.isalnum() else "_" for letter in name)  # compilers stumble over spaces in paths
         python = sys.executable if case["trainer"] == "ours" else str(ENVIRONMENT / "bin" / "python")
-        env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache" / name),
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "cache" / plain),
                "OMP_NUM_THREADS": str(case["threads"])}  # fmt: skip
         if case["tuned"]:
             env["GOMP_SPINCOUNT"] = SPINS
         words = [python, str(ROOT / "benchmarks" / "train_worker.py"), json.dumps({**case, "started": time.time()})]
-        self.errors = (scratch / f"{name}.txt").open("w+")
+        self.errors = (scratch / f"{plain}.txt").open("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(words, env=env, text=True, **pipes)  # type: ignore[call-overload]
 

@@ -72,7 +72,7 @@ def ours(case: dict[str, Any], gate: Gate) -> None:
     from herdbook.train.config import TrainConfig
     from herdbook.train.loop import train
     from herdbook.train.losses import HeadLoss
-    from herdbook.train.machine import Machine
+    from herdbook.train.machine import decide
     from herdbook.train.pretrain import Pretraining
     from herdbook.train.schedule import plan_batches
     from herdbook.train.task import Setting
@@ -87,10 +87,11 @@ def ours(case: dict[str, Any], gate: Gate) -> None:
     cfg = TrainConfig(
         tokens=case["steps"] * case["tokens"], tokens_per_step=case["tokens"], context=context, lr=case["lr"],
         schedule="constant", checkpoint_every=case["checkpoint"], checkpoint_every_s=None, eval_sequences=0,
+        device=case["device"], precision=case["precision"], threads=case["threads"], compile=case["compile"],
     )  # fmt: skip
     mixture = Mixture(Path(case["data"]) / "tokens", context=context, seed=0)
     task = Gated(mixture, plan_batches(cfg, context), case["micro"], document_mask=False, head_loss=HeadLoss())
-    machine = Machine(case["device"], case["precision"], case["threads"], case["compile"])
+    machine = decide(cfg, flops=0)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as out:
         setting = Setting({}, shape.flops_per_token(context))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -107,11 +108,27 @@ def decide(cfg: LoopConfig, *, flops: float, before: dict[str, Any] | None = Non
     precision = cfg.precision if cfg.precision != "auto" else before.get("precision") or training_dtype(device)
     machine = Machine(device, precision, cfg.threads or before.get("threads") or default_threads(), compiled=False)
     if cfg.compile != "auto":
-        return replace(machine, compiled=cfg.compile)
-    if "compiled" in before:
-        return replace(machine, compiled=before["compiled"])
-    worth = compiler_at_hand(device) and flops / (EAGER_MFU * machine.peak_flops()) > COMPILE_WORTH_S
-    return replace(machine, compiled=worth)
+        machine = replace(machine, compiled=cfg.compile)
+    elif "compiled" in before:
+        machine = replace(machine, compiled=before["compiled"])
+    else:
+        worth = compiler_at_hand(device) and flops / (EAGER_MFU * machine.peak_flops()) > COMPILE_WORTH_S
+        machine = replace(machine, compiled=worth)
+    if machine.compiled and device == "cpu":
+        threading.Thread(target=_try_compiler, name="compiler", daemon=True).start()
+    return machine
+
+
+def _try_compiler() -> None:
+    """Have Inductor find out which vector instructions its compiler can use, while the model is made and data are opened.
+
+    It compiles and runs a program for each kind, 7 s of one core the first time, and remembers on disk what it found. Whatever
+    is wrong here shows, and is dealt with, when the model is compiled.
+    """
+    with suppress(Exception):
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        pick_vec_isa()
 
 
 @cache

@@ -119,8 +119,8 @@ class Pretraining(Task):
         return {"source_loss": {name: loss / tokens for name, loss, tokens in rows if tokens}}
 
     def parts(self, model: Decoder) -> list[nn.Module]:
-        """The blocks, and the head with its loss."""
-        return [*model.blocks, self.head_loss]
+        """The blocks, the norm behind them, and the head with its loss."""
+        return [*model.blocks, *([] if model.norm is None else [model.norm]), self.head_loss]
 
     def epochs(self) -> dict[str, float]:
         """How often the whole run goes through each source."""
