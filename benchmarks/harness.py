@@ -47,7 +47,7 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     drawn = Table(*header, title=title, title_justify="left")
     for row in rows:
         drawn.add_row(*row)
-    Console(stderr=True).print(drawn)
+    Console(stderr=True, width=None if sys.stderr.isatty() else 140).print(drawn)
 
 
 def finish(name: str, results: Any, ratios: Mapping[str, float], goals: Mapping[str, float], device: str = "cpu") -> None:

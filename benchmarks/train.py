@@ -275,7 +275,7 @@ def judge(found: dict[str, Any], loader: dict[str, Any], device: str) -> tuple[d
     for size, one in found.items():
         trainers = one["trainers"]
         mine = trainers["ours"]
-        fair = {name: row for name, row in trainers.items() if abs(row["loss_last"] - mine["loss_last"]) < 0.5}
+        fair = {name: row for name, row in trainers.items() if abs(row["loss_last"] - mine["loss_last"]) < 1}
         fair = {name: row for name, row in fair.items() if row["loss_last"] < row["loss_first"] - 0.5}
         for name, row in fair.items():
             if not name.startswith("ours"):

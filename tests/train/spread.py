@@ -114,7 +114,10 @@ class Run:
 
     def _update(self) -> tuple[float, float]:
         summed, trained = 0.0, 0
-        mine = self.spread.share(step_tokens(self.step, self.spread.layout.data_ranks))
+        layout = self.spread.layout
+        every = step_tokens(self.step, layout.data_ranks)
+        size, first = len(every) // layout.data_ranks, layout.data_rank(self.spread.rank)
+        mine = every[first * size : (first + 1) * size]
         for number, tokens_BT in enumerate(mine):
             collect_gradients(self.model, last=number == len(mine) - 1)
             with self.spread.step():

@@ -66,7 +66,9 @@ def test_metrics_are_cut_back_and_torn_lines_dropped(tmp_path: Path) -> None:
 def test_micro_batches_fit_the_memory(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def size(free: int, wanted: Any = "auto") -> int:
         monkeypatch.setattr("herdbook.train.batching.free_memory", lambda device: free)
-        return micro_batch_size(wanted, sequences=12, context=16, model=toy.SHAPE, device="cpu", dtype=torch.float32)
+        return micro_batch_size(
+            wanted, sequences=12, context=16, model=toy.SHAPE, device="cpu", dtype=torch.float32, eager=False
+        )
 
     assert size(1 << 40) == 12
     assert size(0) == 1

@@ -167,7 +167,13 @@ def sft(cfg: SftConfig, model: Path, out: Path, terminal: Terminal, *, corpus: P
         machine = decide(cfg, flops=per_token * task.steps * task.tokens_per_step, before=before)
         wanted = cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(cfg.micro_batch)
         task.micro_batch = micro_batch_size(
-            wanted, sequences=rows_per_step, context=context, model=shape, device=machine.device, dtype=machine.dtype
+            wanted,
+            sequences=rows_per_step,
+            context=context,
+            model=shape,
+            device=machine.device,
+            dtype=machine.dtype,
+            eager=not machine.compiled,
         )
         plan = write_plan(task, shape, machine, out, context=context, micro_batch=task.micro_batch,
                           epochs={"conversations": task.describe()["samples_seen"] / len(training)})  # fmt: skip

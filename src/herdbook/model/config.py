@@ -22,7 +22,7 @@ from herdbook.config import Config
 from herdbook.errors import UserError
 from herdbook.units import Count, Share
 
-VOCABULARY_MULTIPLE = 64  # matrix kernels like round widths
+VOCABULARY_MULTIPLE = 64
 _POSITION_FIELDS = {
     "rope": ("rope_theta", "rope_fraction", "rope_interleaved", "rope_scaling", "rope_factor"),
     "learned": ("position_offset",),
@@ -34,7 +34,12 @@ class ModelConfig(Config):
     """One decoder. Fields left at null follow from the others; `resolved` writes them out."""
 
     vocab_size: Count | None = Field(
-        default=None, description="rows of the embedding; null: the tokenizer's, padded to a multiple of 64"
+        default=None, description="rows of the embedding; null: the tokenizer's, padded to vocab_multiple"
+    )
+    vocab_multiple: Count = Field(
+        default=VOCABULARY_MULTIPLE,
+        gt=0,
+        description="what a vocabulary left at null is padded to a multiple of: matrix kernels like round widths",
     )
     d_model: Count = Field(default=192, gt=0, description="width of the residual stream")
     n_layers: Count = Field(default=5, gt=0, description="how many blocks")
@@ -198,15 +203,16 @@ class ModelConfig(Config):
         """
         size = self.vocab_size
         if size is None and vocab_size is not None:
-            size = VOCABULARY_MULTIPLE * math.ceil(vocab_size / VOCABULARY_MULTIPLE)
+            size = self.vocab_multiple * math.ceil(vocab_size / self.vocab_multiple)
         if size is not None and vocab_size is not None and size < vocab_size:
             raise UserError(
                 f"vocab_size {size:,} is smaller than the tokenizer's {vocab_size:,}",
                 where="model.vocab_size", todo="leave it at null to follow the tokenizer",
             )  # fmt: skip
         update = {
-            "vocab_size": size, "n_kv_heads": self.kv_heads, "head_dim": self.head_width, "d_ff": self.ff_width,
-            "embed_dim": self.embed_width, "bias": self.has_attn_bias and self.has_ff_bias,
+            "vocab_size": size, "vocab_multiple": VOCABULARY_MULTIPLE, "n_kv_heads": self.kv_heads,
+            "head_dim": self.head_width, "d_ff": self.ff_width, "embed_dim": self.embed_width,
+            "bias": self.has_attn_bias and self.has_ff_bias,
             "attn_bias": self.has_attn_bias, "ff_bias": self.has_ff_bias, "norm_bias": self.has_norm_bias,
         }  # fmt: skip
         done = self.model_copy(update=update)

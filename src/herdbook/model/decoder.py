@@ -19,14 +19,13 @@ F feed-forward, V vocabulary.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from herdbook.model.attention import KeyValueCache, Sight, alibi_slopes, attention, with_alibi
 from herdbook.model.config import ModelConfig
+from herdbook.model.start import Start, draw
 
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, (B or 1, 1, T, R/2), float32
 
@@ -238,27 +237,10 @@ class Decoder(nn.Module):
         if self.embed.weight.device.type != "meta":
             self.init_weights()
 
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew: normal with `init_std`, biases zero, norms one.
-
-        What is added to the residual stream is scaled by 1/sqrt(2L), so that the stream's variance does not grow with depth
-        (GPT-2). On one device the same generator state gives the same weights.
-        """
+    def init_weights(self, generator: torch.Generator | None = None, start: Start = "normal") -> None:
+        """Draw all weights anew, see `start`. On one device the same generator state gives the same weights."""
         for name, weight in self.named_parameters():
-            self.init_weight(name, weight, generator)
-
-    @torch.no_grad()
-    def init_weight(self, name: str, weight: Tensor, generator: torch.Generator | None = None) -> None:
-        """Draw the whole parameter `name` into `weight`; called in the order of `named_parameters` it is `init_weights`."""
-        if name.endswith("bias"):
-            weight.zero_()
-        elif weight.dim() == 1:
-            weight.fill_(1.0)
-        else:
-            adds_to_stream = name.endswith(("attn.o.weight", "ff.down.weight"))
-            std = self.cfg.init_std / (math.sqrt(2 * self.cfg.n_layers) if adds_to_stream else 1.0)
-            weight.normal_(0.0, std, generator=generator)
+            draw(weight, name, self.cfg, generator, start)
 
     def forward(
         self, tokens_BT: Tensor, *, documents_BT: Tensor | None = None, positions_BT: Tensor | None = None,

@@ -26,9 +26,17 @@ def free_memory(device: str) -> int:
 
 
 def micro_batch_size(
-    wanted: Literal["auto"] | int, *, sequences: int, context: int, model: ModelConfig, device: str, dtype: torch.dtype
+    wanted: Literal["auto"] | int,
+    *,
+    sequences: int,
+    context: int,
+    model: ModelConfig,
+    device: str,
+    dtype: torch.dtype,
+    eager: bool,
 ) -> int:
     """Sequences a micro-batch: as wanted, or the largest divisor of `sequences` whose activations fit the free memory.
+    What is not compiled (`eager`) keeps more of them.
 
     Raises UserError when a step cannot be cut into micro-batches of the wanted size.
     """
@@ -37,7 +45,7 @@ def micro_batch_size(
             raise UserError(f"a step of {sequences} sequences cannot be cut into micro-batches of {wanted}",
                             where="micro_batch", todo=f"take a divisor of {sequences}, or auto")  # fmt: skip
         return wanted
-    room = MEMORY_SHARE * free_memory(device) / activation_bytes(model, context, dtype.itemsize)
+    room = MEMORY_SHARE * free_memory(device) / activation_bytes(model, context, dtype.itemsize, eager=eager)
     return max(size for size in range(1, sequences + 1) if sequences % size == 0 and (size <= room or size == 1))
 
 

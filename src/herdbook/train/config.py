@@ -156,6 +156,9 @@ class TrainConfig(LoopConfig):
 
     tokens: Count = Field(2_000_000, ge=1, description="how many tokens to train on, repeats included")
     tokens_per_step: Count = Field(4096, ge=1, description="tokens between two updates of the weights")
+    init: Literal["normal", "small", "kaiming"] = Field(
+        "normal", description="how weights start: model.init_std, GPT-NeoX's rule by width, or Kaiming's as MPT's"
+    )
     batch_ramp: RampConfig | None = Field(None, description="a batch that grows at the start; null: one size throughout")
     parallel: ParallelConfig = Field(ParallelConfig(), description="how several processes share the work")
     context: Count | None = Field(None, ge=2, description="tokens a sequence; default: as many as the model can hold")

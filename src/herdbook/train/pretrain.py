@@ -235,18 +235,19 @@ class _Run:
             machine = replace(machine, compiled=False)  # matrices cut over processes are not compiled in torch 2.13
         wanted = self.cfg.micro_batch if checkpoint is None else checkpoint.micro_batch(self.cfg.micro_batch)
         size = micro_batch_size(wanted, sequences=batches.sequences // layout.data_ranks, context=batches.context,
-                                model=self.shape, device=machine.device, dtype=machine.dtype)  # fmt: skip
+                                model=self.shape, device=machine.device, dtype=machine.dtype,
+                                eager=not machine.compiled)  # fmt: skip
         return machine, size
 
     def _network(self, layout: Layout, machine: Machine) -> tuple[Decoder, Spread]:
         """The model with its first weights, spread over the processes: the same weights for any layout."""
         if self.world.size == 1:
             network = Decoder(self.shape)
-            network.init_weights(torch.Generator().manual_seed(self.cfg.seed))
+            network.init_weights(torch.Generator().manual_seed(self.cfg.seed), self.cfg.init)
             return network, Spread()
         network = empty_decoder(self.shape)
         spread = parallelize(network, self.cfg.parallel, layout, self.world, machine.dtype)
-        materialize(network, self.world.device, self.cfg.seed)
+        materialize(network, self.world.device, self.cfg.seed, self.cfg.init)
         return network, spread
 
 

@@ -11,10 +11,9 @@ sums over all processes, as the loop wants them: it divides by the tokens of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +23,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.model.start import Start, draw
 from herdbook.train.parallel.config import Layout, ParallelConfig
 from herdbook.train.parallel.tensor import apply_tensor_parallel, sharded_loss
 from herdbook.train.parallel.world import World
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,6 @@ class Spread:
         """What the seed of dropout depends on besides the step: processes with other values draw other numbers, and those
         that hold the same stream draw the same."""
         return self.rank if self.sequence_parallel else self.layout.data_rank(self.rank)
-
-    def share(self, batches: Sequence[T]) -> Sequence[T]:
-        """The micro-batches of a step that this process computes, next to each other in the order of one process.
-
-        Raises ValueError when they cannot be shared out evenly: a process with one less would leave the others waiting.
-        """
-        count, rest = divmod(len(batches), self.layout.data_ranks)
-        if rest:
-            raise ValueError(f"{len(batches)} micro-batches cannot be shared out among {self.layout.data_ranks} processes")
-        first = self.layout.data_rank(self.rank) * count
-        return batches[first : first + count]
 
     def step(self) -> AbstractContextManager[None]:
         """Around forward and backward of a step."""
@@ -130,7 +117,7 @@ def _spread_weights(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype, *, res
             module.set_force_sum_reduction_for_comms(True)  # gloo multiplies nothing
 
 
-def materialize(model: Decoder, device: str, seed: int) -> None:
+def materialize(model: Decoder, device: str, seed: int, start: Start = "normal") -> None:
     """Give an empty decoder its memory and the weights that `init_weights` draws on one process from the same seed.
 
     Every process draws every parameter, one after the other, on the CPU, and keeps its slice: nothing is sent, and never is
@@ -140,7 +127,7 @@ def materialize(model: Decoder, device: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         whole = torch.empty(weight.shape, device="cpu")
-        model.init_weight(name, whole, generator)
+        draw(whole, name, model.cfg, generator, start)
         keep_slice(weight, whole)
 
 
