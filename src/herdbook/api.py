@@ -94,7 +94,7 @@ class LanguageModel:
         Raises UserError when the ids are not a rectangle, lie outside the vocabulary, or are more than the context.
         """
         try:
-            tokens_BT = torch.as_tensor(tokens, dtype=torch.long, device=self.model.embed.weight.device)
+            tokens_BT = torch.as_tensor(tokens, dtype=torch.long, device=next(self.model.parameters()).device)
         except (ValueError, TypeError) as error:
             raise UserError(f"ids must be a rectangle of whole numbers ({error})") from error
         if tokens_BT.dim() != 2 or tokens_BT.numel() == 0:
@@ -185,7 +185,7 @@ class LanguageModel:
 
 def load(
     path: Path | str, *, tokenizer: Path | str | None = None, dtype: DTypeName = "float32", device: str = "cpu", seed: int = 0,
-    allow_pickle: bool = False,
+    allow_pickle: bool = False, packed: bool = False,
 ) -> LanguageModel:  # fmt: skip
     """A model from disk, whatever its layout, or from a preset's name with random weights.
 
@@ -197,6 +197,7 @@ def load(
         device: `cpu`, `cuda`, …
         seed: of a preset's random weights.
         allow_pickle: read .bin and .pth weights too. They are pickles, of which only tensors are accepted.
+        packed: keep matrices that are stored in 8 or 4 bits as they are, to run and to save; they cannot be trained then.
 
     Raises UserError when there is neither a model nor a preset of that name, when it is broken or of a kind we do not read,
     and when a preset does not fit this machine's memory. Nothing in the files is executed.
@@ -206,7 +207,7 @@ def load(
     if folder.exists():
         if words is None:
             words = find_tokenizer(folder)
-        model = load_decoder(folder, dtype=_type(dtype), device=_device(device), allow_pickle=allow_pickle)
+        model = load_decoder(folder, dtype=_type(dtype), device=_device(device), allow_pickle=allow_pickle, packed=packed)
         return LanguageModel(model, words, license=license_of(folder), source=str(path))
     if str(path) not in {preset.name for preset in list_models()}:
         names = ", ".join(preset.name for preset in list_models() if preset.tiny)

@@ -24,6 +24,7 @@ from herdbook.interop.hf import load_folder, save_folder
 from herdbook.interop.hf_config import read_config
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.model.quantized import require_dense
 from herdbook.tokenizer import Tokenizer
 
 Layout = Literal["hf", "gguf", "meta", "llama2c"]
@@ -73,7 +74,7 @@ def check_type(layout: Layout, kind: str | None) -> None:
 
 def load_decoder(
     path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False,
-    context: int | None = None,
+    context: int | None = None, packed: bool = False,
 ) -> Decoder:  # fmt: skip
     """The decoder at `path`, whatever its layout, in evaluation mode.
 
@@ -81,6 +82,8 @@ def load_decoder(
         dtype: type of the weights and of the computation.
         allow_pickle: read .bin and .pth files too. They are pickles, of which only tensors are accepted.
         context: the longest sequence, for Meta's layout, which does not tell it.
+        packed: keep the 8- and 4-bit matrices of a GGUF file or a quantised folder as they are (`model.quantized`), to run
+            them; otherwise they are written out, which is what training needs. What is dense anyway stays so.
 
     Raises UserError when it is absent, broken, of a kind we do not have, or pickled without `allow_pickle`.
     """
@@ -88,7 +91,7 @@ def load_decoder(
     if layout == "gguf":
         from herdbook.interop.gguf.model import load_gguf
 
-        return load_gguf(path, dtype=dtype, device=device)
+        return load_gguf(path, dtype=dtype, device=device, packed=packed)
     if layout == "meta":
         from herdbook.interop.meta import load_meta
 
@@ -100,7 +103,7 @@ def load_decoder(
         from herdbook.interop.llama2c import load_llama2c
 
         return load_llama2c(path, dtype=dtype, device=device)
-    return load_folder(path, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    return load_folder(path, dtype=dtype, device=device, allow_pickle=allow_pickle, packed=packed)
 
 
 def read_shape(path: Path) -> ModelConfig:
@@ -185,7 +188,7 @@ def save_decoder(
     Args:
         layout: None takes the one that the name asks for.
         kind: type to store the weights in: F32, F16, BF16, in GGUF also Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; None: the one they
-            have.
+            have. A quantised model's matrices stay as they are; it is about the rest.
         license_id, name, card: what the layout has a place for is written there.
         bases: the published models that this one was made of, for the card.
         origin: what a GGUF file was made from, kept in its header.
@@ -201,6 +204,8 @@ def save_decoder(
         )  # fmt: skip
     if layout in ("gguf", "llama2c") and out.is_dir():
         raise UserError("this is a folder, and the model becomes one file", where=out, todo="name a file")
+    if layout in ("meta", "llama2c"):
+        require_dense(model, f"write in the layout {layout}")
     own = next((name for name, dtype in TYPES.items() if dtype == next(model.parameters()).dtype), "F32")
     if layout == "gguf":
         from herdbook.interop.gguf.model import save_gguf

@@ -25,10 +25,12 @@ from herdbook.files import atomic_path, write_json, write_text
 from herdbook.interop.checks import narrowed, require_none, require_plausible, sizes
 from herdbook.interop.families import Family, Row, family_of
 from herdbook.interop.hf_config import config_json, read_config, read_config_and_family, token_ids
+from herdbook.interop.packed import FILE, SECTION, load_packed, read_section, section_of, write_packed
 from herdbook.interop.rows import stack, unstack
 from herdbook.interop.tensor_files import FLOAT_TYPES, SAFE, Entry, open_tensors, weight_files
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.model.quantized import matrices
 from herdbook.tokenizer import Tokenizer
 
 __all__ = ["config_json", "load_folder", "read_config", "save_folder"]
@@ -70,6 +72,8 @@ def save_folder(
 ) -> None:  # fmt: skip
     """Write a model folder that `AutoModelForCausalLM.from_pretrained` opens; other files in `out` stay.
 
+    A quantised model becomes a folder that only herdbook opens, see `interop.packed`.
+
     Args:
         model: the decoder.
         out: the folder; each file is written whole or not at all, config.json last.
@@ -77,7 +81,7 @@ def save_folder(
         chat_template: a Jinja template to store with the tokenizer.
         license_id: SPDX identifier or expression for the card; None: unknown.
         card: Markdown for README.md below its front matter.
-        dtype: type to store the weights in; None: the type they have.
+        dtype: type to store the weights in, of a quantised model those that are not; None: the type they have.
         bases: the published models that it was made of, as hubs name them, for the card.
         shard_bytes: a larger model is split over files of about this size.
 
@@ -86,20 +90,28 @@ def save_folder(
     if isinstance(tokenizer, Path):
         tokenizer = Tokenizer.load(tokenizer)
     dtype = dtype or next(model.parameters()).dtype
-    family = family_of(model.cfg)
-    if family is None:
+    quantised = bool(matrices(model))
+    family = None if quantised else family_of(model.cfg)
+    if family is None and not quantised:
         warnings.warn("no class of transformers expresses this model: only herdbook will open the folder", stacklevel=2)
     for applies, sentence in family.caveats if family is not None else ():
         if applies(model.cfg):
             warnings.warn(sentence, stacklevel=2)
-    _write_weights(model, family, out, dtype, shard_bytes)
+    if quantised:
+        write_packed(model, out, dtype)
+        _remove_weights(out, except_for=(FILE,))
+    else:
+        _write_weights(model, family, out, dtype, shard_bytes)
     if tokenizer is not None:
         if chat_template is not None:
             tokenizer = tokenizer.with_chat_template(chat_template)
         tokenizer.save(out)
         write_json(out / "generation_config.json", _generation_config(tokenizer))
-    write_text(out / "README.md", _card(model.cfg, license_id, card, bases))
-    write_json(out / "config.json", config_json(model.cfg, dtype=dtype, tokenizer=tokenizer))
+    write_text(
+        out / "README.md", _card(model.cfg, license_id, card, bases, library="herdbook" if quantised else "transformers")
+    )
+    config = config_json(model.cfg, dtype=dtype, tokenizer=tokenizer, own=quantised)
+    write_json(out / "config.json", {**config, **({SECTION: section_of(model)} if quantised else {})})
 
 
 def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torch.dtype, shard_bytes: int) -> None:
@@ -129,9 +141,13 @@ def _write_weights(model: Decoder, family: Family | None, out: Path, dtype: torc
         places = {row.theirs: name for name, shard in zip(names, shards, strict=True) for row in shard}
         total = sum(weight.numel() for weight in ours.values()) * dtype.itemsize
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    stale = {WEIGHTS, INDEX, *(path.name for path in out.glob("model-*-of-*.safetensors"))} - set(names)
-    for leftover in stale - ({INDEX} if len(shards) > 1 else set()):
-        (out / leftover).unlink(missing_ok=True)
+    _remove_weights(out, except_for=(*names, *([INDEX] if len(shards) > 1 else [])))
+
+
+def _remove_weights(out: Path, *, except_for: Sequence[str]) -> None:
+    """Remove the weights of a model that was in this folder before."""
+    for stale in {WEIGHTS, INDEX, FILE, *(path.name for path in out.glob("model-*-of-*.safetensors"))} - set(except_for):
+        (out / stale).unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -149,7 +165,7 @@ def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     return {key: value for key, value in ids.items() if value is not None}
 
 
-def _card(cfg: ModelConfig, license_id: str | None, body: str | None, bases: Sequence[str]) -> str:
+def _card(cfg: ModelConfig, license_id: str | None, body: str | None, bases: Sequence[str], library: str) -> str:
     """README.md: front matter that model hubs read, then prose."""
     license_ = find_expression(license_id)
     plain = " AND " not in license_.id and not license_.id.startswith("LicenseRef-")
@@ -162,7 +178,7 @@ def _card(cfg: ModelConfig, license_id: str | None, body: str | None, bases: Seq
     )
     made_of = "".join(f"\n- {json.dumps(base)}" for base in bases)
     terms += f"\nbase_model:{made_of}" if bases else ""
-    front = f"---\n{terms}\npipeline_tag: text-generation\nlibrary_name: transformers\ntags:\n- herdbook\n---\n"
+    front = f"---\n{terms}\npipeline_tag: text-generation\nlibrary_name: {library}\ntags:\n- herdbook\n---\n"
     return (
         f"{front}\n{(body or '# A language model made with herdbook').strip()}\n\n{shape}\n\nLicence: {license_.in_words()}.\n"
     )
@@ -172,8 +188,9 @@ def _card(cfg: ModelConfig, license_id: str | None, body: str | None, bases: Seq
 
 
 def load_folder(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False
-) -> Decoder:
+    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", allow_pickle: bool = False,
+    packed: bool = False,
+) -> Decoder:  # fmt: skip
     """The decoder in a model folder, in evaluation mode; weights in `dtype`, which is also its `compute_dtype`.
 
     Takes the memory of the model and of what it touches of one file at a time.
@@ -183,12 +200,16 @@ def load_folder(
         dtype: type of the weights and of the computation.
         device: where the weights go.
         allow_pickle: where there are no safetensors, read `pytorch_model.bin`, of which nothing but tensors is accepted.
+        packed: keep the matrices of a quantised folder as they are, instead of writing them out.
 
     Raises UserError, with the names, when tensors are missing, unknown, of another shape or type, when a file is cut off or
     of another kind, when the copy of a tied head differs from the embedding, and when there are only pickled weights and
     `allow_pickle` is off.
     """
     cfg, family = read_config_and_family(path)
+    section = read_section(path)
+    if section is not None:
+        return load_packed(path, cfg, section, dtype=dtype, device=device, packed=packed)
     headers = _headers(cfg, path, allow_pickle)
     with torch.device("meta"):
         model = Decoder(cfg)

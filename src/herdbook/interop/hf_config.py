@@ -163,9 +163,11 @@ def _require_full_attention(settings: Settings, context: object, file: Path) -> 
 # ---- ours to theirs ----
 
 
-def config_json(cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
-    """What `config.json` says of a decoder, in the words of transformers' class for it, or in ours where it has none."""
-    family = family_of(cfg)
+def config_json(
+    cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None, own: bool = False
+) -> dict[str, Any]:
+    """What `config.json` says of a decoder in the words of transformers' class for it; where it has none, or with `own`, in ours."""
+    family = None if own else family_of(cfg)
     if family is None:
         body: dict[str, Any] = {
             "model_type": OWN_TYPE,

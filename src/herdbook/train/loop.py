@@ -29,6 +29,7 @@ from herdbook.console import Progress, Terminal
 from herdbook.errors import Interrupted, UserError
 from herdbook.files import remove_partials, require_space
 from herdbook.model.decoder import Decoder
+from herdbook.model.quantized import require_dense
 from herdbook.train.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, load_checkpoint, require_same
 from herdbook.train.config import LoopConfig
 from herdbook.train.energy import EnergyMeter
@@ -124,6 +125,7 @@ class _Loop:
     validation: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_dense(self.model, "train")
         self.device = torch.device(self.machine.device)
         if self.world.size == 1:
             self.model.to(self.device)

@@ -124,6 +124,12 @@ class GGUFFile:
         Raises UserError when there is none of that name, the file has changed since it was opened, or the type is packed
         and the `gguf` package is missing.
         """
+        raw, info = self.stored(name), self.tensors[name]
+        values = raw.view(PLAIN[info.type]) if info.type in PLAIN else _unpack(raw.numpy(), info.type)
+        return values.reshape(info.shape)
+
+    def stored(self, name: str) -> Tensor:
+        """The bytes of a tensor as they are in the file, uint8. Raises UserError as `tensor` does."""
         if name not in self.tensors:
             raise UserError(f"there is no tensor {_shown(name)}", where=self.path)
         info = self.tensors[name]
@@ -133,8 +139,7 @@ class GGUFFile:
             whole = stream.readinto(raw.numpy().data) == info.nbytes
             if not whole or _identity(stream) != self._identity:
                 raise UserError("the file changed while it was being read", where=self.path, todo="start again")
-        values = raw.view(PLAIN[info.type]) if info.type in PLAIN else _unpack(raw.numpy(), info.type)
-        return values.reshape(info.shape)
+        return raw
 
 
 def open_gguf(path: Path | str) -> GGUFFile:
@@ -315,12 +320,16 @@ def _unpack(raw: np.ndarray[Any, Any], kind: str) -> Tensor:
 
 
 class TensorSource(NamedTuple):
-    """A tensor to write: its name, shape in torch's order, type to store it in, and what gives its values."""
+    """A tensor to write: its name, shape in torch's order, type to store it in, and what gives its values.
+
+    With `ready` it gives the blocks of the type as they are to lie in the file, uint8.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     values: Callable[[], Tensor]
+    ready: bool = False
 
 
 def write_gguf(path: Path | str, metadata: Mapping[str, Any], tensors: Sequence[TensorSource]) -> None:
@@ -341,17 +350,14 @@ def write_gguf(path: Path | str, metadata: Mapping[str, Any], tensors: Sequence[
     for kind in kinds:
         if kind not in WRITABLE:
             raise UserError(f"tensors of type {kind} can be read, not written", todo=f"choose one of {', '.join(WRITABLE)}")
-        if kind not in PLAIN:
+        if kind not in PLAIN and not all(tensor.ready for tensor in tensors if tensor.type == kind):
             _quants(kind)  # it is better to miss the package now than after half of the file
     head = _head(metadata, tensors, kinds, alignment)
     with atomic_path(path) as aside, aside.open("wb") as stream:
         stream.write(head)
         for tensor, kind in zip(tensors, kinds, strict=True):
             stream.write(bytes(-stream.tell() % alignment))
-            values = tensor.values()
-            if tuple(values.shape) != tuple(tensor.shape):
-                raise ValueError(f"{tensor.name} was announced as {tensor.shape} and is {tuple(values.shape)}")
-            for part in _packed(values, kind, tensor.name):
+            for part in _content(tensor, kind):
                 stream.write(part)
         stream.write(bytes(-stream.tell() % alignment))
 
@@ -408,6 +414,19 @@ def _integer_type(array: np.ndarray[Any, Any], *, listed: bool) -> str:
     narrow = ["i4", "u4"] if listed or low < 0 else ["u4"]
     fitting = [name for name in narrow if np.iinfo(name).min <= low and high <= np.iinfo(name).max]
     return fitting[0] if fitting else "i8"
+
+
+def _content(tensor: TensorSource, kind: str) -> Iterator[bytes]:
+    """The bytes of a tensor. Raises ValueError when they are not what was announced."""
+    values = tensor.values()
+    if not tensor.ready:
+        if tuple(values.shape) != tuple(tensor.shape):
+            raise ValueError(f"{tensor.name} was announced as {tensor.shape} and is {tuple(values.shape)}")
+        yield from _packed(values, kind, tensor.name)
+        return
+    if values.dtype != torch.uint8 or values.numel() != math.prod(tensor.shape) // TYPES[kind].block * TYPES[kind].nbytes:
+        raise ValueError(f"{tensor.name} was announced as {tensor.shape} in {kind}, which is another number of bytes")
+    yield values.cpu().contiguous().numpy().tobytes()
 
 
 def _packed(values: Tensor, kind: str, name: str) -> Iterator[bytes]:

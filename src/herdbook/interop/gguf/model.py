@@ -1,7 +1,8 @@
 """Models in GGUF files: written for llama.cpp, and read back into our decoder.
 
 Matrices are stored in the wanted type; norms, biases and position tables, which are small and sensitive, in float32, and
-under a 4- or 5-bit type the embedding and the head in Q8_0. K-quants are read; the `gguf` package cannot make them.
+under a 4- or 5-bit type the embedding and the head in Q8_0. K-quants are read; the `gguf` package cannot make them. Of a
+quantised model each matrix goes out bit for bit in the type that holds it, and comes back so with `packed`.
 llama.cpp's llama graph turns neighbours (x[2i], x[2i+1]), so the rows of query and key are permuted on the way out and back:
 files where this is forgotten load and babble.
 
@@ -12,6 +13,7 @@ differ from ours by that much.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,11 +26,13 @@ from torch import Tensor, nn
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
 from herdbook.interop.checks import first_problem, listing, require_none, require_plausible, sizes
+from herdbook.interop.gguf import packed as blocks
 from herdbook.interop.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
-from herdbook.interop.gguf.container import GGUFFile, TensorSource, open_gguf, write_gguf
+from herdbook.interop.gguf.container import PLAIN, GGUFFile, TensorSource, open_gguf, write_gguf
 from herdbook.interop.rows import stack, to_halves, to_interleaved, turned_heads, unstack
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.model.quantized import Quantized, contents, matrices, put, stacked, with_room
 from herdbook.tokenizer import Tokenizer
 
 # The number of each type in `general.file_type`.
@@ -65,26 +69,28 @@ def save_gguf(
     Args:
         model: the decoder.
         out: the file; written whole or not at all.
-        kind: type of the matrices, one of `FILE_TYPES`.
+        kind: type of the matrices, one of `FILE_TYPES`; of a quantised model, of those that are not quantised.
         tokenizer: stored with its chat template; without one llama.cpp takes the file for its weights only.
         license_id: SPDX expression; None is stored as unknown.
         name: how the model is called.
         pedigree: what the file was made from, kept as JSON under our own key.
 
     Raises UserError when llama.cpp has no code for this shape, naming what is in the way, for a type that cannot be written,
-    and for a tokenizer that it has no form for.
+    for quantised matrices that no type holds, and for a tokenizer that it has no form for.
     """
     if kind not in FILE_TYPES:
         raise UserError(f"GGUF files of type {kind!r} are not written", todo=f"known types: {', '.join(FILE_TYPES)}")
     architecture = architecture_of(model.cfg)
     if architecture is None:
         raise UserError(_refusal(model.cfg), where=out, todo="keep it as a Hugging Face folder")
-    metadata = _metadata(model.cfg, architecture, kind)
+    sources = _sources(model, architecture, kind)
+    most = Counter(source.type for source in sources if source.ready).most_common(1)
+    metadata = _metadata(model.cfg, architecture, most[0][0] if most else kind)
     metadata |= {"general.name": name} if name else {}
     metadata |= {"general.license": find_expression(license_id).id}
     metadata |= {PEDIGREE: json.dumps(pedigree, sort_keys=True)} if pedigree is not None else {}
     metadata |= _vocabulary(tokenizer, model.cfg)
-    write_gguf(out, metadata, _sources(model, architecture, kind))
+    write_gguf(out, metadata, sources)
 
 
 def _refusal(cfg: ModelConfig) -> str:
@@ -115,14 +121,36 @@ def _vocabulary(tokenizer: Tokenizer | None, cfg: ModelConfig) -> dict[str, Any]
 
 
 def _sources(model: Decoder, architecture: Architecture, kind: str) -> list[TensorSource]:
-    parameters = dict(model.named_parameters())
+    if kind not in PLAIN and matrices(model):
+        todo = "leave the type out, or pack the model that it was quantised from"
+        raise UserError(f"this model is quantised already, so it is not packed in {kind}", todo=todo)
+    held = contents(model)
     sources = []
-    for slot in _slots(architecture, model.cfg, list(parameters)):
-        first = parameters[slot.ours[0]]
-        shape = (sum(parameters[name].shape[0] for name in slot.ours), *first.shape[1:])
-        take = partial(_stacked, [parameters[name] for name in slot.ours], _turned(architecture, model.cfg, slot))
+    for slot in _slots(architecture, model.cfg, list(held)):
+        parts, heads = [held[name] for name in slot.ours], _turned(architecture, model.cfg, slot)
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        if any(isinstance(part, Quantized) for part in parts):
+            sources.append(_ready(slot, shape, parts, heads))
+            continue
+        take = partial(_stacked, parts, heads)
         sources.append(TensorSource(slot.theirs, shape, _type_of(slot, shape, kind), take))
     return sources
+
+
+def _ready(slot: Slot, shape: tuple[int, ...], parts: Sequence[Tensor | Quantized], heads: int | None) -> TensorSource:
+    """Quantised matrices as they are to lie in the file. Raises UserError when no type holds them."""
+    quantised = [part for part in parts if isinstance(part, Quantized)]
+    whole = stacked(quantised) if len(quantised) == len(parts) else None
+    kind = None if whole is None else blocks.kind_for(whole)
+    if whole is None or kind is None:
+        first = quantised[0]
+        form = f"{first.bits} bits, groups of {first.group}, {'affine' if first.affine else 'symmetric'}, {first.scale.dtype}"
+        raise UserError(
+            f"no GGUF type holds {slot.ours[0]} as it is quantised ({form.replace('torch.', '')} scales)",
+            todo="quantise to 4 bits, or 8 symmetric ones, in groups of 32 or several times 32; or keep a folder",
+        )
+    turned = whole if heads is None else whole.mapped(partial(to_interleaved, heads=heads))
+    return TensorSource(slot.theirs, shape, kind, partial(blocks.packed, turned), ready=True)
 
 
 def _type_of(slot: Slot, shape: Sequence[int], kind: str) -> str:
@@ -132,7 +160,7 @@ def _type_of(slot: Slot, shape: Sequence[int], kind: str) -> str:
 
 
 @torch.no_grad()
-def _stacked(parts: list[nn.Parameter], heads: int | None) -> Tensor:
+def _stacked(parts: Sequence[Tensor], heads: int | None) -> Tensor:
     whole = stack([part.detach().float().cpu() for part in parts])
     return whole if heads is None else to_interleaved(whole, heads)
 
@@ -263,8 +291,13 @@ def _from_tensors(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
     return found
 
 
-def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
+def load_gguf(
+    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", packed: bool = False
+) -> Decoder:
     """The decoder in a GGUF file, in evaluation mode, its weights unpacked to `dtype`, which is also its `compute_dtype`.
+
+    With `packed` the matrices of the types that `gguf.packed` reads stay as they are: no more than one tensor is ever written
+    out, and none of those.
 
     Raises UserError, with the names, when tensors are missing, unknown or of another shape, when the file is not in order,
     or when it holds a model of a kind we do not have.
@@ -276,14 +309,34 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str | t
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     slots = _slots(architecture, cfg, list(shapes))
     _require_all(file, slots, shapes)
-    model = model.to(dtype).to_empty(device=device)
+    kept = [slot for slot in slots if packed and file.tensors[slot.theirs].type in blocks.PACKED and _holds(model, slot)]
+    for slot in kept:
+        for name, matrix in zip(slot.ours, _read_packed(file, slot, shapes, _turned(architecture, cfg, slot)), strict=True):
+            put(model, name.removesuffix(".weight"), matrix)
+    model = with_room(model, dtype, device)
     model.compute_dtype = dtype
-    parameters = dict(model.named_parameters())
+    held = contents(model)
     for slot in slots:
-        heads = _turned(architecture, cfg, slot)
-        whole = file.tensor(slot.theirs)
-        unstack(whole if heads is None else to_halves(whole, heads), [parameters[name] for name in slot.ours])
+        if slot not in kept:
+            heads, whole = _turned(architecture, cfg, slot), file.tensor(slot.theirs)
+            parts = [part for name in slot.ours if isinstance(part := held[name], Tensor)]
+            unstack(whole if heads is None else to_halves(whole, heads), parts)
     return model.eval()
+
+
+def _holds(model: Decoder, slot: Slot) -> bool:
+    """Whether the layers of a slot can hold a quantised matrix: by what they are."""
+    owners = [model.get_submodule(name.rpartition(".")[0]) for name in slot.ours]
+    return slot.theirs.endswith(".weight") and all(isinstance(owner, nn.Linear | nn.Embedding) for owner in owners)
+
+
+def _read_packed(file: GGUFFile, slot: Slot, shapes: Mapping[str, torch.Size], heads: int | None) -> list[Quantized]:
+    info = file.tensors[slot.theirs]
+    whole = blocks.unpacked(file.stored(slot.theirs), info.type, (info.shape[0], info.shape[1]))
+    if not all(bool(level.isfinite().all()) for level in (whole.scale, whole.least) if level is not None):
+        raise UserError(f"{slot.theirs} has scales that are no numbers", where=file.path, todo="the file is damaged")
+    turned = whole if heads is None else whole.mapped(partial(to_halves, heads=heads))
+    return turned.split([shapes[name][0] for name in slot.ours])
 
 
 def _require_all(file: GGUFFile, slots: list[Slot], shapes: Mapping[str, torch.Size]) -> None:
