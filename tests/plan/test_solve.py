@@ -86,6 +86,13 @@ def test_too_little_and_too_much(words: list[str], says: str) -> None:
         answer(query, device=find_device(query.device) if query.device else None)
 
 
+def test_this_machine_is_one_device() -> None:
+    """Time alone settles what is computed here; elsewhere it takes a number of devices too."""
+    found = answer(read_words(TrainQuery, ["time=20min", "device=here", "mfu=0.5"]), device=find_device("a100-80gb")).quantities
+    assert found["gpus"].value == 1
+    assert found["flops"].value == pytest.approx(0.5 * 312e12 * 1200)
+
+
 def test_words_that_are_wrong_are_named_together() -> None:
     with pytest.raises(UserError) as caught:
         read_words(TrainQuery, ["parms=7B", "gpu-hours=-1", "law=approach4"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herdbook.errors import UserError
-from herdbook.facts.devices import Device
+from herdbook.facts.devices import HERE, Device
 from herdbook.model.config import ModelConfig
 from herdbook.plan.laws import BESIROGLU_2024, LAWS, TOKENS_PER_PARAMETER, Law, ScalingLaw
 from herdbook.plan.layouts import (
@@ -169,6 +169,8 @@ def _given(query: TrainQuery, model: ModelConfig | None, tokens: int | None) -> 
         given["params"] = Quantity(float(model.parameters()), "given: counted in the shape, a tied head once")
     if tokens is not None and not _settled(given):
         given["tokens"] = Quantity(float(tokens), "given: train.tokens of the recipe")
+    if "time" in given and query.device == HERE and not _settled(given):
+        given.setdefault("gpus", Quantity(1.0, "this machine"))
     return given
 
 
