@@ -1,0 +1,195 @@
+// Attention of a few queries of one sequence to all its keys, page by page.
+//
+// Keys lie with the 16 tokens of a page side by side, so that one register holds a value of 16 keys and scores need no sum
+// across lanes; values lie token by token. The queries of a group of heads (GQA), and in a prompt those of several tokens,
+// share every load of a key or value. The softmax runs along in pieces of CHUNK keys (FlashAttention, arXiv:2205.14135).
+#pragma once
+#include "layout.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int QUERIES = 16;  // that go along together
+constexpr int CHUNK = 128;   // keys of a piece: their keys and values stay in the first-level cache
+
+// Queries of one sequence that share a key/value head, ready for the dot product (turned, and divided by the root of E).
+struct Queries {
+  int rows, width;       // width: E
+  float* query;          // [row][E]
+  int position[QUERIES];  // a query sees the keys up to its own position
+  float slope[QUERIES];   // ALiBi's; 0: none
+  float* mixed;          // out: [row][E padded to 16]
+  float* score;          // room for [QUERIES][CHUNK]
+};
+
+inline int to_page(int width) { return (width + PAGE - 1) / PAGE * PAGE; }
+
+// score[r][key] of N pages next to each other in the order of the sequence.
+template <int R, int N, class T> void page_scores(const float* query, int width, const T* const* keys, float* score) {
+  vf sums[R][N][PER_TILE];
+  for (auto& row : sums)
+    for (auto& page : row)
+      for (vf& value : page) value = vf{};
+  for (int e = 0; e < width; e++)
+    for (int n = 0; n < N; n++)
+      for (int i = 0; i < PER_TILE; i++) {
+        vf key = load(keys[n] + e * PAGE + i * W);
+        for (int r = 0; r < R; r++) sums[r][n][i] += key * all(query[r * width + e]);
+      }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++)
+      for (int i = 0; i < PER_TILE; i++) store(score + r * CHUNK + n * PAGE + i * W, sums[r][n][i]);
+}
+
+template <int R, class T> void chunk_scores(const float* query, int width, const T* const* keys, int pages, float* score) {
+  // Enough sums under way to keep the multipliers busy, and few enough to stay in registers.
+  constexpr int N = W == 16 ? (R <= 2 ? 4 : R <= 4 ? 2 : 1) : R == 1 && W == 8 ? 2 : 1;
+  int page = 0;
+  for (; page + N <= pages; page += N) page_scores<R, N, T>(query, width, keys + page, score + page * PAGE);
+  for (; page < pages; page++) page_scores<R, 1, T>(query, width, keys + page, score + page * PAGE);
+}
+
+// mixed[r] += sum over the keys of score[r][key] * value[key], for N registers of the head from `from` on.
+template <int R, int N, class T>
+void mix_part(const float* score, const T* const* values, int keys, int stride, int from, float* mixed) {
+  vf sums[R][N];
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < N; i++) sums[r][i] = load(mixed + r * stride + from + i * W);
+  for (int key = 0; key < keys; key++) {
+    const T* value = values[key / PAGE] + (key % PAGE) * stride + from;
+    for (int i = 0; i < N; i++) {
+      vf v = load(value + i * W);
+      for (int r = 0; r < R; r++) sums[r][i] += v * all(score[r * CHUNK + key]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < N; i++) store(mixed + r * stride + from + i * W, sums[r][i]);
+}
+
+template <int R, class T> void mix(const float* score, const T* const* values, int keys, int stride, float* mixed) {
+  constexpr int N = R <= 4 && W >= 8 ? (W == 16 ? 4 : 2) : 2;
+  int from = 0;
+  for (; from + N * W <= stride; from += N * W) mix_part<R, N, T>(score, values, keys, stride, from, mixed);
+  for (; from < stride; from += W) mix_part<R, 1, T>(score, values, keys, stride, from, mixed);
+}
+
+// Call `piece.template operator()<R>(row)` over all rows, R at a time.
+template <class Piece> void by_rows(int rows, Piece piece) {
+  int row = 0;
+  if (W == 16)
+    for (; row + 8 <= rows; row += 8) piece.template operator()<W == 16 ? 8 : 4>(row);
+  for (; row + 4 <= rows; row += 4) piece.template operator()<4>(row);
+  if (row + 3 == rows) return piece.template operator()<3>(row);
+  if (row + 2 == rows) return piece.template operator()<2>(row);
+  if (row + 1 == rows) piece.template operator()<1>(row);
+}
+
+template <class T> struct ScorePiece {
+  const Queries& q;
+  const T* const* keys;
+  int pages;
+  template <int R> void operator()(int row) const {
+    chunk_scores<R, T>(q.query + row * q.width, q.width, keys, pages, q.score + row * CHUNK);
+  }
+};
+
+template <class T> struct MixPiece {
+  const Queries& q;
+  const T* const* values;
+  int keys, stride;
+  template <int R> void operator()(int row) const {
+    mix<R, T>(q.score + row * CHUNK, values, keys, stride, q.mixed + row * stride);
+  }
+};
+
+// What ALiBi adds to the score of W keys from `key` on: slope times the way back to them. Falcon counts from the beginning,
+// in bfloat16, and divides by the root of the head width as if it were part of the score.
+inline vf alibi(float slope, int key, int position, bool falcon, float root) {
+  vf place;
+  for (int i = 0; i < W; i++) place[i] = (float)(key + i);
+  if (!falcon) return slope * (place - (float)position);
+  return bf16_rounded(bf16_rounded(all(slope)) * bf16_rounded(place)) * root;
+}
+
+// Turn the scores of a chunk into weights; `largest` and `added` are what the softmax carries from chunk to chunk.
+inline void weigh(const Queries& q, int row, int first, int pages, bool falcon, float* largest, float* added) {
+  float* score = q.score + row * CHUNK;
+  int stride = to_page(q.width);
+  float root = 1.0f / sqrtf((float)q.width);
+  vf lane;
+  for (int i = 0; i < W; i++) lane[i] = (float)i;
+  vf top = all(-INFINITY);
+  for (int key = 0; key < pages * PAGE; key += W) {
+    vf s = load(score + key);
+    if (q.slope[row] != 0) s += alibi(q.slope[row], first + key, q.position[row], falcon, root);
+    s = lane > (float)(q.position[row] - first - key) ? all(-INFINITY) : s;
+    store(score + key, s);
+    top = larger(top, s);
+  }
+  float before = *largest, now = most(top);
+  if (now < before) now = before;
+  if (now == -INFINITY) {  // no key of this chunk is seen by this query
+    memset(score, 0, (size_t)pages * PAGE * sizeof(float));
+    return;
+  }
+  vf parts = all(0.0f);
+  for (int key = 0; key < pages * PAGE; key += W) {
+    vf weight = exponential(load(score + key) - now);
+    store(score + key, weight);
+    parts += weight;
+  }
+  vf shrink = before == -INFINITY ? all(0.0f) : exponential(all(before - now));
+  *largest = now, *added = *added * shrink[0] + sum(parts);
+  float* mixed = q.mixed + row * stride;
+  for (int e = 0; e < stride; e += W) store(mixed + e, load(mixed + e) * shrink);
+}
+
+// Multiply the scores, or weights, of a chunk with the scales of int8 keys or values.
+inline void rescale(const Queries& q, const float* const* scales, int pages) {
+  for (int row = 0; row < q.rows; row++)
+    for (int page = 0; page < pages; page++)
+      for (int i = 0; i < PAGE; i += W) {
+        float* at = q.score + row * CHUNK + page * PAGE + i;
+        store(at, load(at) * load(scales[page] + i));
+      }
+}
+
+// One layer's keys and values of one head: where page 0 lies, and how far it is to the next page.
+template <class T> struct Store {
+  const T *keys, *values;
+  const float *key_scales, *value_scales;  // of int8
+  size_t key_step, value_step, scale_step;
+};
+
+template <class T> void attend(const Queries& q, const Store<T>& store_, const int32_t* table, bool falcon) {
+  int stride = to_page(q.width), seen = 0;
+  float largest[QUERIES], added[QUERIES];
+  for (int row = 0; row < q.rows; row++) {
+    largest[row] = -INFINITY, added[row] = 0;
+    if (q.position[row] + 1 > seen) seen = q.position[row] + 1;
+  }
+  memset(q.mixed, 0, (size_t)q.rows * stride * sizeof(float));
+  for (int first = 0; first < seen; first += CHUNK) {
+    const T *keys[CHUNK / PAGE], *values[CHUNK / PAGE];
+    const float *key_scales[CHUNK / PAGE], *value_scales[CHUNK / PAGE];
+    int many = seen - first < CHUNK ? seen - first : CHUNK, pages = (many + PAGE - 1) / PAGE;
+    for (int page = 0; page < pages; page++) {
+      size_t number = table[first / PAGE + page];
+      keys[page] = store_.keys + number * store_.key_step, values[page] = store_.values + number * store_.value_step;
+      key_scales[page] = store_.key_scales + number * store_.scale_step;
+      value_scales[page] = store_.value_scales + number * store_.scale_step;
+    }
+    by_rows(q.rows, ScorePiece<T>{q, keys, pages});
+    if (sizeof(T) == 1) rescale(q, key_scales, pages);
+    for (int row = 0; row < q.rows; row++) weigh(q, row, first, pages, falcon, largest + row, added + row);
+    if (sizeof(T) == 1) rescale(q, value_scales, pages);
+    by_rows(q.rows, MixPiece<T>{q, values, many, stride});
+  }
+  for (int row = 0; row < q.rows; row++)
+    for (int e = 0; e < stride; e += W) {
+      float* at = q.mixed + row * stride + e;
+      store(at, load(at) * (1.0f / added[row]));
+    }
+}
+
+}  // namespace
