@@ -223,6 +223,12 @@ class TextStream:
         self._before, self._pending = self._pending, []
         return text
 
+    def copy(self) -> TextStream:
+        """Another stream at the same point, for a text that branches."""
+        twin = TextStream(self._tokenizer, self._before)
+        twin._pending = list(self._pending)
+        return twin
+
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._before)
         return self._tokenizer.decode([*self._before, *self._pending])[len(before) :]

@@ -15,7 +15,7 @@ from herdbook.documents import DocumentWriter
 from herdbook.errors import UserError
 from herdbook.evals.bpb import bits_per_byte, cut_bytes, heldout_sample, windows
 from herdbook.evals.scoring import Subject
-from herdbook.infer.engine import Engine
+from herdbook.infer.engine import Engine, EngineConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
 
@@ -52,8 +52,8 @@ def test_independent_of_batch_size(
 ) -> None:
     sample = heldout_sample(corpus, documents=8, document_bytes=300, seed=1)
     figures = [
-        bits_per_byte(Subject("m", Engine(model, tokenizer, batch_rows=rows), tokenizer, 48, chat=False), sample, terminal,
-                      overlap=0.25, seed=0)[0]
+        bits_per_byte(Subject("m", Engine(model, tokenizer, EngineConfig(rows=rows)), tokenizer, 48, chat=False), sample,
+                      terminal, overlap=0.25, seed=0)[0]
         for rows in (batch_rows, 7)
     ]  # fmt: skip
     for source in ("docstrings", "wikipedia"):

@@ -25,7 +25,7 @@ from herdbook.evals.choice import (
     summary,
 )
 from herdbook.evals.scoring import Subject, accuracy
-from herdbook.infer.engine import Engine
+from herdbook.infer.engine import Engine, EngineConfig
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
 
@@ -171,7 +171,7 @@ def test_independent_of_batch_size_and_order(model: Decoder, tokenizer: Tokenize
     found = []
     for rows, turn in ((1, 1), (64, -1)):
         turned = Quiz(quiz.task, quiz.source, quiz.questions[::turn])
-        subject = Subject("m", Engine(model, tokenizer, batch_rows=rows), tokenizer, 48, chat=False)
+        subject = Subject("m", Engine(model, tokenizer, EngineConfig(rows=rows)), tokenizer, 48, chat=False)
         found.append({row["doc_id"]: row for row in multiple_choice(subject, turned, terminal, str)})
     for doc_id, row in found[0].items():
         assert found[1][doc_id]["resps"] == pytest.approx(row["resps"], abs=1e-3)

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herdbook.errors import UserError
-from herdbook.infer import engine as engine_module
-from herdbook.infer.engine import Engine
+from herdbook.infer.engine import Engine, EngineConfig
 from herdbook.infer.sampling import Sampling
 from herdbook.model.decoder import Decoder
 
@@ -39,14 +38,14 @@ def recompute(model: Decoder, prompt: list[int], count: int) -> list[int]:
 def test_greedy_tokens_equal_recomputing(kind: str, batch: list[list[int]], counts: list[int], rows: int) -> None:
     model = MODELS[kind]
     wanted = [Sampling(temperature=0, max_tokens=count) for count, _ in zip(counts, batch, strict=False)]
-    done = Engine(model, batch_rows=rows).generate(batch, wanted)
+    done = Engine(model, None, EngineConfig(rows=rows)).generate(batch, wanted)
     assert [completion.ids for completion in done] == [recompute(model, *pair) for pair in zip(batch, counts, strict=False)]
 
 
 @settings(deadline=None, max_examples=30)
 @given(kind=st.sampled_from(sorted(KINDS)), batch=prompts, seed=st.integers(0, 1000), rows=st.integers(1, 8))
 def test_sampled_text_depends_on_its_own_seed_only(kind: str, batch: list[list[int]], seed: int, rows: int) -> None:
-    engine = Engine(MODELS[kind], TOKENIZER, batch_rows=rows)
+    engine = Engine(MODELS[kind], TOKENIZER, EngineConfig(rows=rows))
     wanted = [Sampling(seed=seed + i, max_tokens=8, top_p=0.9) for i in range(len(batch))]
     together = engine.generate(batch, wanted)
     assert together == [engine.generate([prompt], sampling)[0] for prompt, sampling in zip(batch, wanted, strict=True)]
@@ -184,7 +183,7 @@ def test_loglikelihoods_are_those_of_each_request_alone(
     model = MODELS[kind]
     greedy = Engine(model).generate([contexts[0][-5:]], Sampling(temperature=0, max_tokens=4))[0].ids
     requests.append((contexts[0][-5:], greedy))
-    found = Engine(model, batch_rows=rows).loglikelihoods(requests)
+    found = Engine(model, None, EngineConfig(rows=rows)).loglikelihoods(requests)
     for (score, is_greedy), request in zip(found, requests, strict=True):
         wanted = plain_score(model, *request)
         assert score == pytest.approx(wanted[0], abs=1e-3, rel=1e-5)
@@ -233,9 +232,3 @@ def test_training_mode_is_put_back() -> None:
     assert one == two
     assert model.training
     assert all(weight.grad is None and not weight.is_inference() for weight in model.parameters())
-
-
-def test_batches_respect_rows_and_tokens() -> None:
-    sizes = [5000, 3000, 3000, 10, 10, 10]
-    parts = list(engine_module._batches(list(range(6)), sizes, 2))
-    assert parts == [[0], [1, 2], [3, 4], [5]]

@@ -1,182 +1,100 @@
-"""The engine: batched generation with a key/value cache, streaming, and log-likelihoods.
+"""The engine: text from a model for chat, server, evaluation and rollouts.
 
-Prompts of different length run in one batch, right-padded for the first pass; then all rows take a token a step, and rows
-that are done leave the batch. Greedy tokens are those of a loop that recomputes everything, and a sampled text depends on
-its own seed only. Log-likelihoods share what their contexts share: each context is read once, however many continuations
-follow it.
+Generation goes through the scheduler (`scheduler`), log-likelihoods through a prefix tree (`scoring`); both run on one backend
+and one pool of blocks, so that what one has read the other finds. Greedy tokens are those of a loop that recomputes
+everything, and a sampled text depends on its own seed only.
 
-Shapes: R rows, T time, D model width, V vocabulary, N positions scored.
+Memory is taken with the first use, and again when the weights have changed since: what was kept of the old ones is dropped.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from herdbook.errors import UserError
-from herdbook.infer.cache import Cache
-from herdbook.infer.sampling import Sampling, draw
-from herdbook.infer.text import StopStrings
+from herdbook.infer.backend import BLOCK, Backend
+from herdbook.infer.config import EngineConfig
+from herdbook.infer.request import Completion, Event, Request, Stats
+from herdbook.infer.sampling import Sampling
+from herdbook.infer.scheduler import Scheduler
+from herdbook.infer.scoring import score
+from herdbook.infer.speculate import Drafter, DraftModel, Lookup
+from herdbook.infer.torch_backend import TorchBackend
 from herdbook.model.decoder import Decoder
-from herdbook.tokenizer import TextStream, Tokenizer
+from herdbook.tokenizer import Tokenizer
+
+__all__ = ["Completion", "Engine", "EngineConfig", "Event", "Prompt", "Sampling"]
 
 Prompt = str | Sequence[int]
-Item = TypeVar("Item")
-BATCH_TOKENS = 8192  # padded tokens of one pass
-BATCH_ROWS = 64
-HEAD_ROWS = 1024  # positions whose logits are held at once
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was generated for a prompt.
-
-    Attributes:
-        ids: the tokens, without the one that ended the text.
-        text: their text up to the stop string; empty when the engine has no tokenizer.
-        finish_reason: `stop` at an end token or stop string, `length` when max_tokens or the context was used up.
-        prompt_tokens: tokens of the prompt as the model read it.
-        logprobs: the log-probability of each token, when asked for.
-    """
-
-    ids: list[int]
-    text: str
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    logprobs: list[float] | None = None
-
-
-@dataclass
-class _Row:
-    """A prompt on its way."""
-
-    index: int
-    prompt: list[int]
-    sampling: Sampling
-    room: int
-    tokenizer: Tokenizer | None
-    goes_on: bool = False  # the text follows the prompt's, so that a space between them counts
-    generator: torch.Generator = field(init=False)
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.sampling.seed)
-        self._stream = None if self.tokenizer is None else TextStream(self.tokenizer, self.prompt[-8:] if self.goes_on else ())
-        self._stops = StopStrings(self.sampling.stop)
-        if self.room == 0:
-            self.finish_reason = "length"
-
-    def accept(self, token: int, logprob: float | None) -> None:
-        """Take the next token; sets `finish_reason` when it is the last."""
-        ends = self.tokenizer.end_ids if self.tokenizer is not None and not self.sampling.ignore_end else frozenset()
-        if token in ends:
-            self._finish("stop")
-            return
-        self.ids.append(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        if self._stream is not None and self._release(self._stream.push(token)):
-            self.finish_reason = "stop"
-        elif len(self.ids) == self.room:
-            self._finish("length")
-
-    def _finish(self, reason: Literal["stop", "length"]) -> None:
-        self.finish_reason = reason
-        if self._stream is not None:
-            if self._release(self._stream.flush()):
-                self.finish_reason = "stop"
-            else:
-                self.text.append(self._stops.flush())
-
-    def _release(self, text: str) -> bool:
-        out, stopped = self._stops.push(text)
-        self.text.append(out)
-        return stopped
-
-    def completion(self) -> Completion:
-        """The finished row."""
-        assert self.finish_reason is not None
-        logprobs = self.logprobs if self.sampling.logprobs else None
-        return Completion(self.ids, "".join(self.text), self.finish_reason, len(self.prompt), logprobs)
+KV_MEMORY = 2 * 2**30
+GPU_SHARE = 0.8
 
 
 class Engine:
-    """Runs a decoder for users.
+    """Runs a decoder for users. One thread at a time may use it.
 
     Args:
-        model: the decoder; it is put in evaluation mode while the engine works, and back afterwards.
+        model: the decoder; it stays as it is, in its mode, and may be trained in between.
         tokenizer: needed for prompts and results that are text, for stop strings and end tokens.
-        batch_rows: most rows of one batch.
+        cfg: how it works.
+        draft: a smaller model of the same vocabulary, for `speculate: draft`.
+
+    Raises UserError when tokenizer, model, draft and settings do not go together.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer | None = None, *, batch_rows: int = BATCH_ROWS) -> None:
-        self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
-        self.context = model.cfg.context
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer | None = None, cfg: EngineConfig = EngineConfig(), *,  # noqa: B008
+        draft: Decoder | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tokenizer, self.cfg, self.draft = model, tokenizer, cfg, draft
+        self.context = self._context()
         if tokenizer is not None and tokenizer.vocab_size > model.cfg.vocabulary:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model only {model.cfg.vocabulary:,}",
                 todo="tokenizer and model do not belong together",
             )
+        if (draft is not None) != (cfg.speculate == "draft"):
+            raise UserError("a draft model and speculate: draft go together", where="engine.speculate", todo="give both")
+        if draft is not None and draft.cfg.vocabulary != model.cfg.vocabulary:
+            sizes = f"{draft.cfg.vocabulary:,} tokens and the model {model.cfg.vocabulary:,}"
+            raise UserError(f"the draft model has {sizes}", todo="it must have the model's own tokenizer")
+        self._desk: _Desk | None = None
+        self._weights: object = None
 
-    # ---- generation ----
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = Sampling()) -> list[Completion]:  # noqa: B008
-        """A completion for each prompt, in their order.
-
-        Args:
-            prompts: texts, or lists of ids (which are taken as they are).
-            sampling: settings for all, or one for each prompt.
-
-        Raises UserError when a prompt is longer than the context and `truncate_prompt` is off, or is empty where the
-        tokenizer has no token to begin with.
-        """
-        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        if len(settings) != len(prompts):
-            raise ValueError(f"{len(settings)} settings for {len(prompts)} prompts")
-        rows = [self._row(i, *pair) for i, pair in enumerate(zip(prompts, settings, strict=True))]
-        longest_first = sorted(
-            (row for row in rows if row.finish_reason is None), key=lambda row: (-len(row.prompt), row.index)
-        )
-        for batch in _batches(longest_first, [len(row.prompt) for row in longest_first], self.batch_rows):
-            for _ in self._run(batch):
-                pass
-        return [row.completion() for row in rows]
-
-    def stream(self, prompt: Prompt, sampling: Sampling = Sampling()) -> Iterator[str]:  # noqa: B008
-        """The text of one completion piece by piece, each of whole characters; joined, it is `generate`'s text.
-
-        Raises UserError at once as `generate` does, and when there is no tokenizer.
-        """
-        self._needs_tokenizer()
-        row = self._row(0, prompt, sampling)
-        return self._pieces(row)
-
-    def _pieces(self, row: _Row) -> Iterator[str]:
-        if row.finish_reason is not None:
-            return
-        shown = 0
-        for _ in self._run([row]):
-            piece = "".join(row.text[shown:])
-            shown = len(row.text)
-            if piece:
-                yield piece
-
-    def _needs_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
+    def _context(self) -> int:
+        shape, wanted = self.model.cfg, self.cfg.context
+        if wanted is None or wanted <= shape.context:
+            return wanted or shape.context
+        if shape.positions == "learned" or (shape.positions == "rope" and shape.rope_scaling == "none"):
             raise UserError(
-                "this model has no tokenizer, so it takes and gives ids only", todo="give the prompt as a list of ids"
-            )
-        return self.tokenizer
+                f"the model knows {shape.context:,} positions, and {wanted:,} are wanted", where="engine.context",
+                todo="only ALiBi, and RoPE with rope_scaling, read more than they were trained on",
+            )  # fmt: skip
+        return wanted
 
-    def _row(self, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
+    # ---- the scheduler, for those who drive it themselves ----
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs requests, for the weights as they are now."""
+        return self._now().scheduler
+
+    def _now(self) -> _Desk:
+        weights = [_fingerprint(one) for one in (self.model, self.draft) if one is not None]
+        if self._desk is None or weights != self._weights:
+            self._desk, self._weights = None, weights  # free the old memory first
+            self._desk = _Desk(self._new_scheduler())
+        return self._desk
+
+    def request(self, prompt: Prompt, sampling: Sampling, *, timeout: float | None = None) -> Request:
+        """What to submit for a prompt.
+
+        Raises UserError when it is longer than the context and `truncate_prompt` is off, holds what is no id, or is empty
+        where the tokenizer has no token to begin with.
+        """
         if sampling.stop:
             self._needs_tokenizer()
         ids = self._needs_tokenizer().encode_prompt(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -191,7 +109,105 @@ class Engine:
             )
         # The last token generated is not read again, so a full context still gives one.
         room = min(sampling.max_tokens, self.context - len(ids) + 1)
-        return _Row(index, ids, sampling, room, self.tokenizer, isinstance(prompt, str))
+        # Text that goes on from a text keeps its first space.
+        before = ids[-8:] if isinstance(prompt, str) and self.tokenizer is not None else ()
+        return Request(ids, sampling, room, before, timeout)
+
+    def stats(self) -> Stats:
+        """How the engine stands."""
+        return self.scheduler.stats()
+
+    def _new_scheduler(self) -> Scheduler:
+        drafter: Drafter | None = Lookup() if self.cfg.speculate == "lookup" else None
+        per_block = TorchBackend.block_bytes(self.model, self.cfg.kv)
+        if self.draft is not None:
+            per_block += TorchBackend.block_bytes(self.draft)
+        blocks = self._blocks(per_block)
+        if self.draft is not None:
+            known = None if self.tokenizer is None else self.tokenizer.vocab_size
+            drafter = DraftModel(TorchBackend(self.draft, blocks=blocks), known)
+        return Scheduler(self._backend(blocks), self.cfg, tokenizer=self.tokenizer, drafter=drafter)
+
+    def _blocks(self, per_block: int) -> int:
+        """How many blocks to have: what the memory holds, and not more than all rows could fill."""
+        device = self.model.embed.weight.device
+        memory = self.cfg.kv_memory
+        if memory is None and device.type == "cuda":
+            memory = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+        # One block more than a whole context, for the copy that a branch makes.
+        least = -(-self.context // BLOCK) + 1
+        most = self.cfg.rows * least
+        if memory is None:
+            return max(least, min(most, KV_MEMORY // per_block))
+        if memory < 2 * per_block:
+            todo = f"give at least {2 * per_block:,} bytes"
+            raise UserError("that is less than two blocks of keys and values", where="engine.kv_memory", todo=todo)
+        return min(most, memory // per_block)
+
+    def _backend(self, blocks: int) -> Backend:
+        """The C++ kernels where they are wanted, to be had, and serve this model; else torch."""
+        return TorchBackend(self.model, blocks=blocks, kv=self.cfg.kv)
+
+    # ---- generation ----
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = Sampling()) -> list[Completion]:  # noqa: B008
+        """A completion for each prompt, in their order.
+
+        Args:
+            prompts: texts, or lists of ids (which are taken as they are).
+            sampling: settings for all, or one for each prompt.
+
+        Raises UserError as `request` does, and for what the memory or the constraint's library says.
+        """
+        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(settings) != len(prompts):
+            raise ValueError(f"{len(settings)} settings for {len(prompts)} prompts")
+        waiting = deque(self.request(*pair) for pair in zip(prompts, settings, strict=True))
+        done: dict[int, Completion] = {}
+        numbers: list[int] = []
+        desk = self._now()
+        try:
+            while waiting or len(done) < len(numbers):
+                while waiting and not desk.scheduler.full:
+                    numbers.append(desk.open(waiting.popleft()))
+                desk.step()
+                for number in numbers:
+                    for event in desk.take(number):
+                        if event.completion is not None:
+                            done[number] = event.completion
+        finally:
+            desk.close(numbers)
+        return [done[number] for number in numbers]
+
+    def stream(self, prompt: Prompt, sampling: Sampling = Sampling()) -> Iterator[str]:  # noqa: B008
+        """The text of one completion piece by piece, each of whole characters; joined, it is `generate`'s text.
+
+        Raises UserError at once as `generate` does, and when there is no tokenizer, or several texts are asked for.
+        """
+        self._needs_tokenizer()
+        if sampling.n > 1 or sampling.beams or sampling.best_of:
+            raise UserError("n, best_of and beams make several texts, and one is streamed", todo="use generate")
+        request, desk = self.request(prompt, sampling), self._now()
+        return self._pieces(desk, desk.open(request))
+
+    def _pieces(self, desk: _Desk, number: int) -> Iterator[str]:
+        try:
+            while True:
+                for event in desk.take(number):
+                    if event.text:
+                        yield event.text
+                    if event.completion is not None:
+                        return
+                desk.step()
+        finally:
+            desk.close([number])
+
+    def _needs_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(
+                "this model has no tokenizer, so it takes and gives ids only", todo="give the prompt as a list of ids"
+            )
+        return self.tokenizer
 
     def start_ids(self) -> list[int]:
         """What an empty text begins with. Raises UserError when the tokenizer has no token for that."""
@@ -206,89 +222,19 @@ class Engine:
         if wrong is not None:
             raise UserError(f"{wrong} is no token id: the vocabulary has {self.model.cfg.vocabulary:,} entries")
 
-    def _run(self, rows: list[_Row]) -> Iterator[None]:
-        """Generate all rows to their end; yields after each token."""
-        with torch.inference_mode(), self._evaluating():
-            cache = self._new_cache(len(rows), max(len(row.prompt) for row in rows))
-            hidden_RD = self._read(cache, [row.prompt for row in rows])
-            tokens = self._next(rows, hidden_RD)
-        while True:
-            yield None
-            going = [number for number, row in enumerate(rows) if row.finish_reason is None]
-            if not going:
-                return
-            with torch.inference_mode(), self._evaluating():
-                if len(going) < len(rows):
-                    rows, tokens, cache = [rows[i] for i in going], [tokens[i] for i in going], cache.select(going)
-                hidden_RD = self._read(cache, [[token] for token in tokens])
-                tokens = self._next(rows, hidden_RD)
-
-    def _next(self, rows: list[_Row], hidden_RD: Tensor) -> list[int]:
-        """Draw a token for each row and hand it over."""
-        logits_RV = self.model.head(hidden_RD)
-        raw_RV = logits_RV
-        if self.tokenizer is not None and self.tokenizer.vocab_size < logits_RV.shape[-1]:
-            # Rows of the embedding beyond the tokenizer's are padding and mean nothing.
-            logits_RV = logits_RV.clone()
-            logits_RV[:, self.tokenizer.vocab_size :] = float("-inf")
-        ids_R = draw(logits_RV, [row.sampling for row in rows], [row.generator for row in rows])
-        tokens: list[int] = ids_R.tolist()
-        logprobs: list[float] | list[None] = [None] * len(rows)
-        if any(row.sampling.logprobs for row in rows):
-            logprobs = raw_RV.log_softmax(-1).gather(-1, ids_R[:, None])[:, 0].tolist()
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            row.accept(token, logprob)
-        return tokens
-
-    def _new_cache(self, rows: int, slots: int) -> Cache:
-        return Cache(self.model.cfg, rows, dtype=self.model.compute_dtype, device=self._device, slots=slots)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.embed.weight.device
-
-    def _read(self, cache: Cache, rows: list[list[int]]) -> Tensor:
-        """Run new tokens of each row through the decoder; the stream at each row's last one, (R, D)."""
-        hidden_RTD = self.model.hidden(_padded(rows, self._device), cache=cache)
-        cache.advance([len(row) for row in rows])
-        ends_R = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        return hidden_RTD[torch.arange(len(rows), device=self._device), ends_R]
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """No dropout while the engine works, also when the trainer asks in the middle of training."""
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.model.train()
-
     # ---- scoring ----
 
     def loglikelihoods(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """For each (context, continuation): log p of the continuation in nats, and whether greedy decoding would give it.
 
-        An empty context becomes the token that begins a text. A context that is too long loses its beginning. Raises
-        UserError when a continuation alone is longer than the model's context.
+        An empty context becomes the token that begins a text. A context that is too long loses its beginning. What contexts
+        and continuations share at their beginning is read once. Raises UserError when a continuation alone is longer than
+        the model's context.
         """
         pairs = [self._request(context, continuation) for context, continuation in requests]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for number, (context, _) in enumerate(pairs):
-            groups.setdefault(context, []).append(number)
-        results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        sizes = {context: len(context) + max(len(pairs[number][1]) for number in group) for context, group in groups.items()}
-        order = sorted(groups, key=lambda context: (-sizes[context], groups[context][0]))
-        for batch in _batches(order, [sizes[context] for context in order], self.batch_rows):
-            numbers = [number for context in batch for number in groups[context]]
-            with torch.inference_mode(), self._evaluating():
-                shared = len(numbers) > len(batch)
-                scores = (self._score_shared if shared else self._score_apart)(batch, [pairs[number] for number in numbers])
-            for number, score in zip(numbers, scores, strict=True):
-                results[number] = score
-        return results
+        scheduler = self.scheduler
+        scores = score(scheduler.backend, scheduler.pool, pairs)
+        return [(sum(logprob for logprob, _ in tokens), all(likeliest for _, likeliest in tokens)) for tokens in scores]
 
     def rolling_loglikelihood(self, tokens: Sequence[int], *, overlap: int = 1) -> float:
         """log p of a text of any length in nats, its first token after the one that begins a text.
@@ -315,73 +261,39 @@ class Engine:
         room = self.context + 1 - len(continuation)
         return context[-room:], continuation
 
-    def _score_apart(
-        self, contexts: list[tuple[int, ...]], pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]
-    ) -> list[tuple[float, bool]]:
-        """Contexts that nobody shares: one causal pass over context and continuation."""
-        rows = [[*context, *continuation[:-1]] if continuation else [*context] for context, continuation in pairs]
-        hidden_RTD = self.model.hidden(_padded(rows, self._device))
-        parts = [
-            hidden_RTD[number, len(context) - 1 : len(context) - 1 + len(continuation)]
-            for number, (context, continuation) in enumerate(pairs)
-        ]
-        return self._scores(parts, [continuation for _, continuation in pairs])
 
-    def _score_shared(
-        self, contexts: list[tuple[int, ...]], pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]
-    ) -> list[tuple[float, bool]]:
-        """Several continuations a context: the context is read once, then the cache branches."""
-        trunk = self._new_cache(len(contexts), max(map(len, contexts)))
-        ends_RD = self._read(trunk, [list(context) for context in contexts])
-        places = {context: number for number, context in enumerate(contexts)}
-        scores: list[tuple[float, bool]] = []
-        for start in range(0, len(pairs), self.batch_rows):
-            part = pairs[start : start + self.batch_rows]
-            roots = [places[context] for context, _ in part]
-            hidden = [ends_RD[root][None] for root in roots]
-            longer = [number for number, (_, continuation) in enumerate(part) if len(continuation) > 1]
-            if longer:
-                branches = trunk.select([roots[number] for number in longer])
-                rows = [list(part[number][1][:-1]) for number in longer]
-                tokens_RT = _padded(rows, self._device)
-                # Padding behind a short row may lie past the context; nobody reads it, but learned positions end there.
-                positions_RT = branches.positions(tokens_RT.shape[1]).clamp(max=self.context - 1)
-                hidden_RTD = self.model.hidden(tokens_RT, positions_BT=positions_RT, cache=branches)
-                for place, number in enumerate(longer):
-                    hidden[number] = torch.cat((hidden[number], hidden_RTD[place, : len(rows[place])]))
-            continuations = [continuation for _, continuation in part]
-            parts = [stream[: len(tokens)] for stream, tokens in zip(hidden, continuations, strict=True)]
-            scores += self._scores(parts, continuations)
-        return scores
+class _Desk:
+    """A scheduler, and its events by request, so that several callers can take turns with its steps."""
 
-    def _scores(self, parts: list[Tensor], continuations: list[tuple[int, ...]]) -> list[tuple[float, bool]]:
-        """Sum of log p and greediness of each continuation, from the stream before each of its tokens."""
-        hidden_ND = torch.cat(parts)
-        targets_N = torch.tensor([token for tokens in continuations for token in tokens], device=self._device, dtype=torch.long)
-        logprobs: list[float] = []
-        greedy: list[bool] = []
-        for start in range(0, len(targets_N), HEAD_ROWS):
-            logits_NV = self.model.head(hidden_ND[start : start + HEAD_ROWS])
-            target_N1 = targets_N[start : start + HEAD_ROWS, None]
-            logprobs += (logits_NV.gather(-1, target_N1)[:, 0] - logits_NV.logsumexp(-1)).tolist()
-            greedy += (logits_NV.argmax(-1) == target_N1[:, 0]).tolist()
-        scores, end = [], 0
-        for tokens in continuations:
-            start, end = end, end + len(tokens)
-            scores.append((sum(logprobs[start:end]), all(greedy[start:end])))
-        return scores
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._mail: dict[int, list[Event]] = {}
+
+    def open(self, request: Request) -> int:
+        """Submit a request; its number."""
+        number = self.scheduler.submit(request)
+        self._mail[number] = []
+        return number
+
+    def step(self) -> None:
+        """One step for everybody."""
+        for event in self.scheduler.step():
+            if event.request in self._mail:
+                self._mail[event.request].append(event)
+
+    def take(self, number: int) -> list[Event]:
+        """What came for a request since it was last asked."""
+        events, self._mail[number] = self._mail[number], []
+        return events
+
+    def close(self, numbers: Sequence[int]) -> None:
+        """Nobody asks any more; what is not over ends."""
+        for number in numbers:
+            self.scheduler.cancel(number)
+            self._mail.pop(number, None)
 
 
-def _padded(rows: list[list[int]], device: torch.device) -> Tensor:
-    """Rows of ids as one tensor (R, T), filled up on the right with id 0, which no real token sees."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long, device=device)
-
-
-def _batches(items: list[Item], sizes: list[int], most: int) -> Iterator[list[Item]]:
-    """Items, sorted by falling size, in batches of at most `most` rows and `BATCH_TOKENS` padded tokens."""
-    start = 0
-    while start < len(items):
-        count = max(1, min(most, BATCH_TOKENS // sizes[start]))
-        yield items[start : start + count]
-        start += count
+def _fingerprint(model: Decoder) -> list[object]:
+    """Changes whenever a weight does: where each lies, and how often it was written."""
+    weights = (*model.parameters(), *model.buffers())
+    return [model.compute_dtype, *((one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights)]
