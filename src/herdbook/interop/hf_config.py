@@ -166,7 +166,7 @@ def _require_full_attention(settings: Settings, context: object, file: Path) -> 
 def config_json(
     cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None, own: bool = False
 ) -> dict[str, Any]:
-    """What `config.json` says of a decoder in the words of transformers' class for it; where it has none, or with `own`, in ours."""
+    """What `config.json` says of a decoder: in the words of transformers' class for it, or in ours (`own`, or it has none)."""
     family = None if own else family_of(cfg)
     if family is None:
         body: dict[str, Any] = {

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,18 +34,10 @@ from herdbook.interop.families.base import shown
 from herdbook.interop.tensor_files import FLOAT_TYPES, Entry, TensorFile, open_tensors
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
-from herdbook.model.quantized import Bits, Quantized, contents, matrices, put, with_room
+from herdbook.model.quantized import Form, Quantized, contents, matrices, put, with_room
 
 SECTION, FILE, FORMAT = "herdbook_quantization", "quantized.safetensors", 1
 LEAST_BITS = 4  # that a weight takes here
-
-
-class Form(NamedTuple):
-    """How a matrix is quantised."""
-
-    bits: Bits
-    group: int
-    affine: bool
 
 
 # ---- numbers two a byte ----
@@ -74,16 +66,16 @@ def from_bytes(stored: Tensor, form: Form) -> Tensor:
 
 def section_of(model: Decoder) -> dict[str, Any]:
     """What `config.json` says of a quantised model's matrices."""
-    rows = {name: Form(row.bits, row.group, row.affine)._asdict() for name, row in matrices(model).items()}
+    rows = {name: matrix.form._asdict() for name, matrix in matrices(model).items()}
     return {"format": FORMAT, "matrices": rows}
 
 
 def write_packed(model: Decoder, out: Path, dtype: torch.dtype) -> None:
-    """Write a quantised model's weights into the folder `out`; what is not quantised in `dtype`."""
+    """Write a quantised model's weights into the folder `out`: what is not quantised in `dtype`, vectors in float32."""
     tensors: dict[str, Tensor] = {}
     for name, held in contents(model).items():
         if not isinstance(held, Quantized):
-            tensors[name] = narrowed(held, dtype, name).contiguous()
+            tensors[name] = narrowed(held, dtype if held.dim() > 1 else torch.float32, name).contiguous()
             continue
         layer = name.removesuffix(".weight")
         parts = {"numbers": in_bytes(held), "scale": held.scale, "least": held.least}

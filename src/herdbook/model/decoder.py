@@ -261,6 +261,17 @@ class Decoder(nn.Module):
             positions_BT: position of each token, (B or 1, T); None: counted from 0, or from the document's or cache's start.
             cache: keys and values of earlier tokens; not together with `documents_BT`.
         """
+        x_BTD, rotary, sight = self.enter(tokens_BT, documents_BT=documents_BT, positions_BT=positions_BT, cache=cache)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotary, sight, cache)
+        out_BTD: Tensor = x_BTD if self.norm is None else self.norm(x_BTD)
+        return out_BTD
+
+    def enter(
+        self, tokens_BT: Tensor, *, documents_BT: Tensor | None = None, positions_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Tensor, Rotary | None, Sight]:  # fmt: skip
+        """What the first block reads, (B, T, D), and what all blocks share; arguments as for `hidden`."""
         if documents_BT is not None and cache is not None:
             raise ValueError("documents_BT and cache exclude each other: a cache holds one document a row")
         if positions_BT is None:
@@ -276,10 +287,7 @@ class Decoder(nn.Module):
         x_BTD = F.dropout(x_BTD, self.cfg.dropout, self.training)
         rotary = rotary_angles(positions_BT, self.cfg) if self.cfg.positions == "rope" else None
         sight = self._sight(tokens_BT.shape[1], positions_BT, documents_BT, cache)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rotary, sight, cache)
-        out_BTD: Tensor = x_BTD if self.norm is None else self.norm(x_BTD)
-        return out_BTD
+        return x_BTD, rotary, sight
 
     def _sight(self, T: int, positions_BT: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None) -> Sight:
         """Who sees whom, with ALiBi's bias where positions are told by one."""

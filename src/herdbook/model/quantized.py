@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,14 @@ from herdbook.errors import UserError
 
 Bits = Literal[8, 4]
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class Form(NamedTuple):
+    """How a matrix is quantised: bits, columns that share a scale, and whether there is a `least`."""
+
+    bits: Bits
+    group: int
+    affine: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,11 @@ class Quantized:
         return self.least is not None
 
     @property
+    def form(self) -> Form:
+        """How it is quantised."""
+        return Form(self.bits, self.group, self.affine)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes once the numbers are packed."""
         levels = self.scale.numel() * self.scale.element_size() * (1 if self.least is None else 2)
@@ -112,7 +125,7 @@ def _run_of_rows(part: Tensor, start: int, size: int) -> Tensor:
 
 def stacked(parts: Sequence[Quantized]) -> Quantized | None:
     """Matrices one under the other as one, what `split` undoes; None where they are of different kinds or groups."""
-    if len({(part.bits, part.affine, part.group, part.scale.dtype, part.shape[1]) for part in parts}) != 1:
+    if len({(part.form, part.scale.dtype, part.shape[1]) for part in parts}) != 1:
         return None
     least = torch.cat([part.least for part in parts if part.least is not None]) if parts[0].affine else None
     numbers, scale = torch.cat([part.numbers for part in parts]), torch.cat([part.scale for part in parts])
@@ -238,7 +251,9 @@ def require_dense(model: nn.Module, purpose: str) -> None:
         )
 
 
-def stored_bytes(model: nn.Module, dense_bytes: float = 2) -> int:
-    """Bytes of a model on disk: quantised matrices as they are packed, all else at `dense_bytes` a value."""
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights on disk: quantised matrices packed, others in 16 bits, vectors (norms, biases) in 32."""
     held = contents(model).values()
-    return sum(part.stored_bytes if isinstance(part, Quantized) else round(part.numel() * dense_bytes) for part in held)
+    return sum(
+        part.stored_bytes if isinstance(part, Quantized) else part.numel() * (2 if part.dim() > 1 else 4) for part in held
+    )

@@ -1,0 +1,1 @@
+"""Fewer bits a weight: grids, methods that look at text, and what they cost in perplexity."""
