@@ -177,11 +177,11 @@ class Blocks:
             self._pool.release(self.table.pop())
 
     def branch(self) -> Blocks:
-        """The same blocks for one more sequence."""
+        """The same blocks for one more sequence, which goes on differently behind what is computed."""
         twin = Blocks(self._pool)
         for block in self.table:
             self._pool.share(block)
-        twin.table, twin._keys, twin._known = list(self.table), list(self._keys), self._known
+        twin.table, twin._keys, twin._known = list(self.table), self._keys[: self._known], self._known
         return twin
 
     def release(self) -> None:

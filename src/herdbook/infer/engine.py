@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from herdbook.errors import UserError
-from herdbook.infer.backend import BLOCK, Backend
+from herdbook.infer.backend import BLOCK
 from herdbook.infer.config import EngineConfig
 from herdbook.infer.request import Completion, Event, Request, Stats
 from herdbook.infer.sampling import Sampling
@@ -26,10 +27,14 @@ from herdbook.infer.torch_backend import TorchBackend
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from herdbook.infer.native.backend import NativeBackend
+
 __all__ = ["Completion", "Engine", "EngineConfig", "Event", "Prompt", "Sampling"]
 
 Prompt = str | Sequence[int]
 KV_MEMORY = 2 * 2**30
+NATIVE_FROM = 10_000_000  # parameters
 GPU_SHARE = 0.8
 
 
@@ -119,14 +124,31 @@ class Engine:
 
     def _new_scheduler(self) -> Scheduler:
         drafter: Drafter | None = Lookup() if self.cfg.speculate == "lookup" else None
-        per_block = TorchBackend.block_bytes(self.model, self.cfg.kv)
+        kind = self._kind(self.model)
+        per_block = kind.block_bytes(self.model, self.cfg.kv)
         if self.draft is not None:
-            per_block += TorchBackend.block_bytes(self.draft)
+            per_block += self._kind(self.draft).block_bytes(self.draft, "auto")
         blocks = self._blocks(per_block)
         if self.draft is not None:
             known = None if self.tokenizer is None else self.tokenizer.vocab_size
-            drafter = DraftModel(TorchBackend(self.draft, blocks=blocks), known)
-        return Scheduler(self._backend(blocks), self.cfg, tokenizer=self.tokenizer, drafter=drafter)
+            drafter = DraftModel(self._kind(self.draft)(self.draft, blocks=blocks), known)
+        backend = kind(self.model, blocks=blocks, kv=self.cfg.kv)
+        return Scheduler(backend, self.cfg, tokenizer=self.tokenizer, drafter=drafter)
+
+    def _kind(self, model: Decoder) -> type[NativeBackend] | type[TorchBackend]:
+        """The C++ kernels where they are wanted, to be had, and serve this model; else torch."""
+        on_cpu = model.embed.weight.device.type == "cpu"
+        if self.cfg.backend == "native" and not on_cpu:
+            raise UserError("the C++ kernels are for CPUs", where="engine.backend", todo="set it to auto or torch")
+        # Who has changed what a decoder does wants that to run, and what is tiny is not worth a compilation.
+        plain = type(model) is Decoder and model.cfg.parameters() >= NATIVE_FROM
+        if self.cfg.backend == "torch" or not (self.cfg.backend == "native" or (on_cpu and plain)):
+            return TorchBackend
+        from herdbook.infer.native import available
+        from herdbook.infer.native.backend import NativeBackend
+
+        serves = available()[0] and NativeBackend.fits(model.cfg) is None
+        return NativeBackend if serves or self.cfg.backend == "native" else TorchBackend
 
     def _blocks(self, per_block: int) -> int:
         """How many blocks to have: what the memory holds, and not more than all rows could fill."""
@@ -143,10 +165,6 @@ class Engine:
             todo = f"give at least {2 * per_block:,} bytes"
             raise UserError("that is less than two blocks of keys and values", where="engine.kv_memory", todo=todo)
         return min(most, memory // per_block)
-
-    def _backend(self, blocks: int) -> Backend:
-        """The C++ kernels where they are wanted, to be had, and serve this model; else torch."""
-        return TorchBackend(self.model, blocks=blocks, kv=self.cfg.kv)
 
     # ---- generation ----
 
