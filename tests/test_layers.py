@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "herdbook"
-STATIONS = {"corpus", "tokens", "plan", "train", "align", "evals", "infer", "report"}
+STATIONS = {"corpus", "tokens", "plan", "train", "align", "evals", "infer", "report", "quantize"}
 # Every package or module of ours, with its height; an import may only lead to something lower or inside itself.
 HEIGHT = {
     **dict.fromkeys(["cli", "__main__"], 6),

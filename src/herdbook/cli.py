@@ -375,6 +375,60 @@ def convert(
     )  # fmt: skip
 
 
+@app.command()
+def quantize(
+    model: ModelPath,
+    out: Annotated[Path | None, typer.Option(help="a folder, or a name that ends in .gguf")] = None,
+    bits: Annotated[int | None, typer.Option(help="8 or 4; 4 if not given")] = None,
+    group: Annotated[int | None, typer.Option(help="columns that share a scale; 32 if not given")] = None,
+    affine: Annotated[
+        bool | None, typer.Option("--affine/--symmetric", help="a least value beside the scale; at 4 bits if not given")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="rtn, awq or gptq; rtn, which needs no text, if not given")] = None,
+    head_bits: Annotated[int | None, typer.Option(help="of embedding and head: 16, 8 or 4; 8 if not given")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="text for awq and gptq: corpus, jsonl, plain; the run's if not given")
+    ] = None,
+    sample: Annotated[str | None, typer.Option(metavar="TOKENS", help="how much of it; 32768 if not given")] = None,
+    act_order: Annotated[bool | None, typer.Option("--act-order", help="gptq: columns with the largest inputs first")] = None,
+    damping: Annotated[float | None, typer.Option(help="gptq: share of the mean diagonal added; 0.01 if not given")] = None,
+    table: Annotated[bool, typer.Option("--table", help="write nothing; print perplexity against bits for all forms")] = False,
+    text: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="with --table: what to measure on; the run's corpus if not given")
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="with --table: tokens to measure on")] = "32768",
+    tokenizer_path: Annotated[
+        Path | None, typer.Option("--tokenizer", help="where the tokenizer lies, if not with the model")
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="SPDX id, where the source does not state its licence")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
+    commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put a model into 8 or 4 bits a weight, or measure what that costs.
+
+    \b
+    herdbook quantize runs/quickstart --out small                    4 bits, no text needed
+    herdbook quantize runs/quickstart --method gptq --out small      looks at the run's held-out documents
+    herdbook quantize MODEL --bits 8 --out model.gguf                for llama.cpp, bit for bit
+    herdbook quantize MODEL --table --text FILE.txt                  perplexity against bits
+    """
+    from herdbook.verbs import quantize as verb
+
+    given = {"bits": bits, "group": group, "affine": affine, "method": method, "head_bits": head_bits, "tokens": sample,
+             "act_order": act_order, "damping": damping}  # fmt: skip
+    paths: dict[str, Any] = {"calibration": calibration, "tokenizer": tokenizer_path, "allow_pickle": allow_pickle}
+    terminal = _terminal(quiet, as_json)
+    if table:
+        verb.show_table(model, text, given, tokens=tokens, out=out, **paths, terminal=terminal)
+        return
+    verb.quantize(model, out, given, **paths, license_id=license_id, commercial=commercial, force=force, terminal=terminal)
+
+
 # --- looking --------------------------------------------------------------------------------------------------------------
 
 

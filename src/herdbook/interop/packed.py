@@ -97,6 +97,11 @@ def read_section(path: Path) -> object:
     return raw.get(SECTION) if isinstance(raw, dict) else None
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a quantised model of ours lies in this folder."""
+    return (path / FILE).is_file() and read_section(path) is not None
+
+
 def load_packed(
     path: Path, cfg: ModelConfig, section: object, *, dtype: torch.dtype, device: str | torch.device, packed: bool
 ) -> Decoder:

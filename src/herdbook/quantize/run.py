@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from herdbook.console import Terminal
 from herdbook.errors import UserError
-from herdbook.model.decoder import Block, Decoder
+from herdbook.model.decoder import Block, Decoder, Norm
 from herdbook.model.quantized import Form, put, require_dense
 from herdbook.quantize.awq import fold, folds
 from herdbook.quantize.config import QuantizeConfig
@@ -147,6 +147,8 @@ def _block(block: Block, inputs: Callable[[], list[_Inputs]], *, form: Form, cfg
     found = inputs()
     layers = dict(_linears(block))
     if cfg.method == "awq":
+        for norm in (module for module in block.modules() if isinstance(module, Norm)):
+            norm.float()  # what is folded into it is to lose nothing
         for place in folds(block):
             names = {name for name, layer in layers.items() if layer in place.readers}
             row = next(row for row in found if names <= set(row.layers))
