@@ -3,7 +3,7 @@
 - Matrices are multiplied as they are: bfloat16, or `Quantized` in 8 or 4 bits. Activations meet them in bfloat16 and in int8
   with a scale every 32 values; `exact` keeps weights and activations in float32, to compare with.
 - A decoder that computes in float32 and holds nothing quantised is run exactly, because that is what its owner asked for.
-- Keys and values are float16 (`exact`: float32); with `kv="int8"` a token's key in a head is 8-bit numbers and one scale, and so
+- Keys and values are bfloat16 (`exact`: float32); with `kv="int8"` a token's key in a head is 8-bit numbers and one scale, and so
   is its value.
 - Memory of an embedding that is also the head is there once: rows of it are read from the packed matrix.
 """
@@ -138,13 +138,13 @@ def _is_exact(model: Decoder) -> bool:
 
 
 def _keys_kind(exact: bool, kv: KVKind) -> str:
-    return "int8" if kv == "int8" else "float32" if exact else "float16"
+    return "int8" if kv == "int8" else "float32" if exact else "bfloat16"
 
 
 def _stores(cfg: ModelConfig, blocks: int, kind: str, device: str = "cpu") -> list[Tensor]:
     """Keys and values of all layers and blocks, and the scales of int8 ones, as `source/layout.h` has them."""
     dtype, shape = getattr(torch, kind), (cfg.n_layers, blocks, cfg.kv_heads)
-    keys = torch.zeros(*shape, cfg.head_width, BLOCK, dtype=dtype, device=device)
+    keys = torch.zeros(*shape, padded(cfg.head_width, 2), BLOCK, dtype=dtype, device=device)
     values = torch.zeros(*shape, BLOCK, padded(cfg.head_width, _PAGE), dtype=dtype, device=device)
     scaled = BLOCK if kind == "int8" else 0
     return [keys, values, *(torch.zeros(*shape, scaled, device=device) for _ in range(2))]

@@ -15,7 +15,7 @@ from herdbook.infer.native import build
 
 VARIABLE = "HERDBOOK_KERNELS"
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
-KEYS = {"float32": 0, "float16": 1, "int8": 2}
+KEYS = {"float32": 0, "bfloat16": 1, "int8": 2}
 ACTIVATIONS = {"swiglu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 POSITIONS = {"rope": 0, "learned": 1, "alibi": 2}
 SHAPES = {"sequential": 0, "parallel_one_norm": 1, "parallel_two_norms": 2}

@@ -19,7 +19,7 @@ constexpr int PART = 32;   // columns of a block; activations get one scale a bl
 constexpr int PAGE = 16;   // tokens of a block of keys and values: `herdbook.infer.backend.BLOCK`
 
 enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
-enum Keys : int32_t { KEYS_FLOAT32 = 0, KEYS_FLOAT16 = 1, KEYS_INT8 = 2 };
+enum Keys : int32_t { KEYS_FLOAT32 = 0, KEYS_BFLOAT16 = 1, KEYS_INT8 = 2 };
 enum Activation : int32_t { SWIGLU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 enum Positions : int32_t { ROPE = 0, LEARNED = 1, ALIBI = 2 };
 enum Shape : int32_t { SEQUENTIAL = 0, ONE_NORM = 1, TWO_NORMS = 2 };
@@ -54,8 +54,8 @@ struct Model {
   const Layer* layer;
   Matrix embed, head, project_in, project_out;
   Norm embed_norm, norm;
-  // Keys [layer][page][K][E][16 tokens], values [layer][page][K][16 tokens][E padded to 16]; the scales of int8 ones
-  // [layer][page][K][16 tokens].
+  // Keys [layer][page][K][E made even][16 tokens], values [layer][page][K][16 tokens][E padded to 16]; in bfloat16 keys
+  // [...][E / 2][16 tokens][2] and values [...][8][E padded][2 tokens]; the scales of int8 ones [layer][page][K][16 tokens].
   void *keys, *values;
   float *key_scales, *value_scales;
 };

@@ -29,6 +29,7 @@ struct Unit {
 struct Own {
   Rows stream, second, mixed;
   float *row, *head, *query, *out, *score;
+  uint16_t *half_query, *half_score;
 };
 
 struct Run {

@@ -5,11 +5,12 @@
 
 namespace {
 
+constexpr int WIDEST = 1024 + 16;  // head, and a register that reaches past it
+
 template <class T> struct Cache {
   const Model& m;
   int layer;
-  size_t pages() const { return (size_t)m.layers * m.pages; }
-  size_t key_page() const { return (size_t)m.head_width * PAGE; }
+  size_t key_page() const { return (size_t)even(m.head_width) * PAGE; }
   size_t value_page() const { return (size_t)to_page(m.head_width) * PAGE; }
   size_t at(int page, int head) const { return ((size_t)layer * m.pages + page) * m.kv_heads + head; }
 
@@ -22,22 +23,22 @@ template <class T> struct Cache {
     return {keys, values, key_scales, value_scales, m.kv_heads * key_page(), m.kv_heads * value_page(), step};
   }
 
-  // Keep one token's key or value of a head; both are padded with zeros to whole registers.
-  void keep(int page, int head, int place, float* key, float* value) const {
-    alignas(64) T line[1024];
-    size_t here = at(page, head);
-    T* keys = static_cast<T*>(m.keys) + here * key_page() + place;
-    narrow(key, m.head_width, line, m.key_scales, here * PAGE + place);
-    for (int e = 0; e < m.head_width; e++) keys[(size_t)e * PAGE] = line[e];
+  // Keep one token's key and value of a head; both are padded with zeros to whole registers.
+  void keep(int page, int head, int place, const float* key, const float* value) const {
+    alignas(64) T line[WIDEST];
+    size_t here = at(page, head), scale_at = here * PAGE + place;
+    T* keys = static_cast<T*>(m.keys) + here * key_page();
+    narrow(key, even(m.head_width), line, m.key_scales, scale_at);
+    for (int e = 0; e < even(m.head_width); e++) keys[sizeof(T) == 2 ? (e / 2 * PAGE + place) * 2 + e % 2 : e * PAGE + place] = line[e];
     int stride = to_page(m.head_width);
-    T* values = static_cast<T*>(m.values) + here * value_page() + (size_t)place * stride;
-    narrow(value, stride, line, m.value_scales, here * PAGE + place);
-    memcpy(values, line, stride * sizeof(T));
+    T* values = static_cast<T*>(m.values) + here * value_page();
+    narrow(value, stride, line, m.value_scales, scale_at);
+    for (int e = 0; e < stride; e++) values[sizeof(T) == 2 ? (place / 2 * stride + e) * 2 + place % 2 : place * stride + e] = line[e];
   }
 
   static void narrow(const float* x, int width, float* to, float*, size_t) { memcpy(to, x, width * sizeof(float)); }
   static void narrow(const float* x, int width, uint16_t* to, float*, size_t) {
-    for (int e = 0; e < width; e += W) store(to + e, load(x + e));
+    for (int e = 0; e < width; e += W) store_bf16(to + e, load(x + e));
   }
   static void narrow(const float* x, int width, int8_t* to, float* scales, size_t scale_at) {
     float top = 0;
@@ -93,10 +94,13 @@ template <class T> void attend_unit(Thread& t, int layer, const Unit& unit) {
   const Model& m = t.model();
   int width = m.head_width, stride = to_page(width);
   Queries q;
-  q.rows = unit.rows * unit.heads, q.width = width, q.query = t.own.query, q.mixed = t.own.out, q.score = t.own.score;
+  q.rows = unit.rows * unit.heads, q.width = even(width), q.root = 1.0f / sqrtf((float)width);
+  q.query = t.own.query, q.mixed = t.own.out, q.score = t.own.score;
+  q.half_query = t.own.half_query, q.half_score = t.own.half_score;
   for (int i = 0; i < q.rows; i++) {
     int row = unit.first_row + i / unit.heads, head = unit.first_head + i % unit.heads;
-    memcpy(q.query + i * width, t.run.heads + row * t.run.heads_stride + head * width, width * sizeof(float));
+    q.query[(i + 1) * q.width - 1] = 0;
+    memcpy(q.query + i * q.width, t.run.heads + row * t.run.heads_stride + head * width, width * sizeof(float));
     q.position[i] = t.run.position_of[row];
     q.slope[i] = m.positions == ALIBI ? m.slopes[head] : 0.0f;
   }
@@ -126,7 +130,7 @@ template <class T> void attention(Thread& t, int layer) {
 void attention_of(Thread& t, int layer) {
   switch (t.model().keys_kind) {
     case KEYS_FLOAT32: return attention<float>(t, layer);
-    case KEYS_FLOAT16: return attention<uint16_t>(t, layer);
+    case KEYS_BFLOAT16: return attention<uint16_t>(t, layer);
     default: return attention<int8_t>(t, layer);
   }
 }
@@ -285,6 +289,8 @@ void plan(Run& run, Arena& arena) {
     own.row = arena.take<float>(longest(m)), own.head = arena.take<float>(2 * width);
     own.query = arena.take<float>((size_t)QUERIES * width), own.out = arena.take<float>((size_t)QUERIES * width);
     own.score = arena.take<float>((size_t)QUERIES * CHUNK);
+    own.half_query = arena.take<uint16_t>((size_t)QUERIES * width);
+    own.half_score = arena.take<uint16_t>((size_t)QUERIES * CHUNK);
     if (arena.base) run.own[i] = own;
   }
 }

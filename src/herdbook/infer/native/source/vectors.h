@@ -74,6 +74,11 @@ inline void store_bf16(uint16_t* to, vf x) {
   put(to, __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh));
 }
 
+inline float from_bf16(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  return get<float>(&bits);
+}
+
 // float16: shifting its bits into place leaves an exponent that is 112 too small, which a product mends, subnormals too.
 inline vf load(const uint16_t* from) {
 #if HB_LANES == 16
@@ -84,24 +89,6 @@ inline vf load(const uint16_t* from) {
   vu bits = __builtin_convertvector(get<vh>(from), vu);
   vf value = (vf)((bits & 0x7fff) << 13) * 0x1p112f;
   return (vf)((vu)value | ((bits & 0x8000) << 16));
-#endif
-}
-inline void store(uint16_t* to, vf x) {
-  x = smaller(larger(x, all(-65504.0f)), all(65504.0f));
-#if HB_LANES == 16
-  put(to, _mm512_cvtps_ph((__m512)x, 0));
-#elif HB_LANES == 8
-  put(to, _mm256_cvtps_ph((__m256)x, 0));
-#else
-  // The other way round: rounding the float32 to 10 bits of fraction first, by adding a float whose last kept bit is in place.
-  vu sign = (vu)x & 0x80000000u;
-  vf size = magnitude(x);
-  vu exponent = (vu)size & 0x7f800000u;
-  vu least = all(0x1p-14f) > (vf)exponent ? (vu)all(0x1p-14f) : exponent;
-  vf step = (vf)(least + (13u << 23));
-  vf kept = (size + step) - step;
-  vu bits = (vu)(kept * 0x1p-112f) >> 13;
-  put(to, __builtin_convertvector(bits | (sign >> 16), vh));
 #endif
 }
 inline vf load(const int8_t* from) {
