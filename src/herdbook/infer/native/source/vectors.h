@@ -70,8 +70,12 @@ inline vf bf16_rounded(vf x) {
   return (vf)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u);
 }
 inline void store_bf16(uint16_t* to, vf x) {
+#if defined(__AVX512BF16__)
+  put(to, _mm512_cvtneps_pbh((__m512)x));
+#else
   vu bits = (vu)x;
   put(to, __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh));
+#endif
 }
 
 inline float from_bf16(uint16_t x) {
