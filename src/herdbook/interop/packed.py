@@ -152,20 +152,23 @@ def _forms(section: object, model: Decoder, path: Path) -> dict[str, Form]:
     for name, row in rows.items():
         if name not in layers:
             raise UserError(f"{SECTION} names {shown(name)}, which is no matrix of this model", where=where, todo=todo)
-        sound = isinstance(row, dict) and set(row) == set(Form._fields) and isinstance(row["affine"], bool)
-        columns = layers[name].weight.shape[1]
-        group = row["group"] if sound and type(row["group"]) is int else 0
-        if (
-            not sound
-            or type(row["bits"]) is not int
-            or row["bits"] not in (8, 4)
-            or group < 1
-            or columns % group
-            or (row["bits"] == 4 and columns % 2)
-        ):
+        form = _form(row, layers[name].weight.shape[1])
+        if form is None:
             raise UserError(f"{SECTION}: {name} cannot be {shown(row)}", where=where, todo=todo)
-        forms[name] = Form(row["bits"], group, row["affine"])
+        forms[name] = form
     return forms
+
+
+def _form(row: object, columns: int) -> Form | None:
+    """What one entry says, or None where a matrix of so many columns cannot be like that."""
+    if not isinstance(row, dict) or set(row) != set(Form._fields) or not isinstance(row["affine"], bool):
+        return None
+    bits, group = row["bits"], row["group"]
+    if type(bits) is not int or type(group) is not int or group < 1 or columns % group:
+        return None
+    if bits == 4 and columns % 2 == 0:
+        return Form(4, group, row["affine"])
+    return Form(8, group, row["affine"]) if bits == 8 else None
 
 
 def _require_fit(header: Mapping[str, Entry], model: Decoder, forms: Mapping[str, Form], path: Path) -> None:

@@ -221,7 +221,8 @@ def with_room(model: ModelT, dtype: torch.dtype, device: str | torch.device) -> 
     def room(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, dtype=dtype, device=device) if tensor.is_meta else tensor.to(device)
 
-    return model._apply(room)
+    filled: ModelT = model._apply(room)  # type: ignore[no-untyped-call]
+    return filled
 
 
 def matrices(model: nn.Module) -> dict[str, Quantized]:

@@ -64,8 +64,7 @@ def _columns(
     if grids is not None:
         levels[0] = grids.scale.float()
         levels[1] = 0.0 if grids.least is None else grids.least.float()
-    group_of = torch.arange(columns, device=work_NK.device).div(form.group, rounding_mode="floor")
-    group_of = (group_of if order_K is None else group_of[order_K]).tolist()
+    group_of = [column // form.group for column in (range(columns) if order_K is None else order_K.tolist())]
     block = form.group * max(1, BLOCK // form.group)
     for start in range(0, columns, block):
         end = min(start + block, columns)
@@ -107,8 +106,9 @@ def _inverse_factor(gram_KK: Tensor, damping: float) -> Tensor:
         damped_KK = gram_KK + damping * mean * torch.eye(len(gram_KK), device=gram_KK.device)
         lower_KK, failed = torch.linalg.cholesky_ex(damped_KK)
         if not bool(failed):
+            upper_KK: Tensor
             upper_KK, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_KK), upper=True)
-        if not bool(failed) and bool(upper_KK.isfinite().all()):
-            return upper_KK
+            if not bool(failed) and bool(upper_KK.isfinite().all()):
+                return upper_KK
         damping *= 10
     return torch.eye(len(gram_KK), device=gram_KK.device)  # no inputs that tell anything: rounding alone

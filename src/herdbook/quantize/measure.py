@@ -58,7 +58,7 @@ class Measured:
 def row_losses(model: Decoder, rows_BT: Tensor) -> Tensor:
     """The mean loss (nats a token) of each row, (B,) in float64; a row's first token is read and not predicted."""
     losses = []
-    for part_BT in rows_BT.to(next(model.parameters()).device).split(ROWS_AT_ONCE):
+    for part_BT in torch.split(rows_BT.to(next(model.parameters()).device), ROWS_AT_ONCE):
         x_BTD = model.hidden(part_BT[:, :-1])
         for x_TD, targets_T in zip(x_BTD, part_BT[:, 1:], strict=True):
             losses.append(F.cross_entropy(model.head(x_TD), targets_T).double().cpu())

@@ -96,7 +96,7 @@ def walk(
         change: gets a block, and what runs the sample through it and says what its layers read.
         done: called after each block.
     """
-    parts = rows_BT.split(ROWS_AT_ONCE)
+    parts = torch.split(rows_BT, ROWS_AT_ONCE)
     entered = [model.enter(part) for part in parts]
     streams = [x_BTD for x_BTD, _, _ in entered]
 

@@ -132,7 +132,7 @@ def _sources(model: Decoder, architecture: Architecture, kind: str) -> list[Tens
         if any(isinstance(part, Quantized) for part in parts):
             sources.append(_ready(slot, shape, parts, heads))
             continue
-        take = partial(_stacked, parts, heads)
+        take = partial(_stacked, [part for part in parts if isinstance(part, Tensor)], heads)
         sources.append(TensorSource(slot.theirs, shape, _type_of(slot, shape, kind), take))
     return sources
 

@@ -37,13 +37,14 @@ def unpacked(raw: Tensor, kind: str, shape: tuple[int, int]) -> Quantized:
         numbers, scale, least = _k_blocks(raw.view(-1, 144))
         return Quantized(4, numbers.view(shape), scale.view(rows, -1), least.view(rows, -1))
     blocks = raw.view(rows * columns // GROUP, -1)
-    scale, least = _halves(blocks, 0).view(rows, -1), None
+    scale = _halves(blocks, 0).view(rows, -1)
+    least = _halves(blocks, 2).view(rows, -1) if kind == "Q4_1" else None
     if kind == "Q8_0":
         numbers = blocks[:, 2:].view(torch.int8)
     elif kind == "Q4_0":
         numbers = _nibbles(blocks[:, 2:]) - 8
     else:
-        numbers, least = _nibbles(blocks[:, 4:]), _halves(blocks, 2).view(rows, -1)
+        numbers = _nibbles(blocks[:, 4:])
     return Quantized(_BITS[kind], numbers.reshape(shape), scale, least)
 
 
