@@ -232,3 +232,95 @@ def test_training_mode_is_put_back() -> None:
     assert one == two
     assert model.training
     assert all(weight.grad is None and not weight.is_inference() for weight in model.parameters())
+
+
+def test_prompts_beyond_the_queue_wait_outside() -> None:
+    engine = Engine(MODELS["mha"], None, EngineConfig(queue=2, rows=1))
+    done = engine.generate([[number] for number in range(9)], Sampling(temperature=0, max_tokens=3))
+    assert [one.ids for one in done] == [recompute(MODELS["mha"], [number], 3) for number in range(9)]
+
+
+def test_streams_take_turns_and_one_that_is_left_frees_its_blocks() -> None:
+    engine = Engine(MODELS["gqa"], TOKENIZER)
+    cuts = [Sampling(seed=seed, max_tokens=20, ignore_end=True) for seed in range(2)]
+    whole = [engine.generate(["x"], cut)[0].text for cut in cuts]
+    first, second = (engine.stream("x", cut) for cut in cuts)
+    mixed = next(first), next(second), next(first)
+    assert (mixed[0] + mixed[2] + "".join(first), mixed[1] + "".join(second)) == tuple(whole)
+    left = engine.stream("y", cuts[0])
+    next(left)
+    assert engine.stats().blocks_held > 0
+    left.close()
+    assert engine.stats().blocks_held == 0
+    with pytest.raises(UserError, match="one is streamed"):
+        engine.stream("x", Sampling(n=2))
+
+
+def test_new_weights_are_seen_at_once() -> None:
+    model = make_decoder("gqa")
+    engine, prompt = Engine(model), list(range(30))
+    before = engine.generate([prompt], Sampling(temperature=0, max_tokens=5))[0].ids
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5).add_(0.01)
+    after = engine.generate([prompt], Sampling(temperature=0, max_tokens=5))[0].ids
+    assert after == recompute(model, prompt, 5) != before
+    model.load_state_dict(MODELS["gqa"].state_dict())
+    assert engine.loglikelihoods([(prompt, [3])]) == Engine(MODELS["gqa"]).loglikelihoods([(prompt, [3])])
+
+
+@pytest.mark.parametrize("kind", ["alibi", "alibi-falcon", "interleaved"])
+def test_contexts_longer_than_trained(kind: str) -> None:
+    engine = Engine(MODELS[kind], None, EngineConfig(context=100, step_tokens=30))
+    ids = list(range(3 * 30))
+    done = engine.generate([ids], Sampling(temperature=0, max_tokens=50))[0].ids
+    assert len(done) == 100 - 90 + 1
+    with torch.inference_mode():
+        for token in done:
+            assert token == int(MODELS[kind](torch.tensor([ids]))[0, -1].argmax())
+            ids.append(token)
+    assert len(engine.loglikelihoods([(ids, [1])])) == 1
+
+
+@pytest.mark.parametrize("kind", ["learned", "mha"])
+def test_positions_that_do_not_reach_farther(kind: str) -> None:
+    with pytest.raises(UserError, match="knows 40 positions, and 41 are wanted"):
+        Engine(MODELS[kind], None, EngineConfig(context=41))
+    short = Engine(MODELS[kind], None, EngineConfig(context=8))
+    assert len(short.generate([[1]], Sampling(temperature=0))[0].ids) == 8
+
+
+def test_eight_bit_keys_and_values_change_little() -> None:
+    requests = [(list(range(30)), [token, 5]) for token in range(20)]
+    whole, small = (Engine(MODELS["gqa"], None, EngineConfig(kv=kv)).loglikelihoods(requests) for kv in ("auto", "int8"))
+    assert [score for score, _ in small] == pytest.approx([score for score, _ in whole], abs=0.2)
+
+
+def test_memory_is_what_was_given() -> None:
+    model = MODELS["mha"]
+    block = 16 * int(model.cfg.kv_bytes_per_token(4))
+    assert Engine(model, None, EngineConfig(kv_memory=10 * block + 1)).stats().blocks == 10
+    assert Engine(model, None, EngineConfig(kv_memory=10 * block, kv="int8")).stats().blocks == 26  # 12 bytes a head for 32
+    assert Engine(model, None, EngineConfig(rows=2)).stats().blocks == 2 * (3 + 1)
+    with pytest.raises(UserError, match="less than two blocks"):
+        Engine(model, None, EngineConfig(kv_memory=block)).stats()
+
+
+def test_each_model_takes_the_backend_that_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import herdbook.infer.native as native
+    from herdbook.infer.native.backend import NativeBackend
+    from herdbook.infer.torch_backend import TorchBackend
+
+    def kind(model: Decoder, backend: str) -> type:
+        return Engine(model, None, EngineConfig.model_validate({"backend": backend}))._kind(model)
+
+    monkeypatch.setattr(native, "available", lambda: (True, "as told"))
+    large = MODELS["mha"]
+    assert kind(large, "auto") is TorchBackend
+    assert kind(large, "native") is NativeBackend
+    monkeypatch.setattr("herdbook.infer.engine.NATIVE_FROM", 1000)
+    assert kind(large, "auto") is NativeBackend
+    assert kind(large, "torch") is TorchBackend
+    assert kind(Script(b"a"), "auto") is TorchBackend
+    monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
+    assert kind(large, "auto") is TorchBackend

@@ -245,8 +245,7 @@ class Scheduler:
             rescored = sequence.request.sampling.prompt_logprobs and len(sequence.prompt_tokens) < len(sequence.request.prompt)
             found = sequence.blocks.find(sequence.ids, 0 if rescored else None)
             need = blocks_for(len(sequence.ids)) - len(sequence.blocks.table)
-            spare = int(self.cfg.kept_share * self.pool.count) + 1 if self._running else 0
-            if need + spare > self.pool.available:
+            if not self._room(need, due):
                 sequence.blocks.release()
                 return
             sequence.computed = found
@@ -258,6 +257,16 @@ class Scheduler:
                 self._counts["cached_tokens"] += found
             self._guess([sequence])
             budget -= self._schedule(sequence, due, budget)
+
+    def _room(self, need: int, due: dict[tuple[int, int], _Due]) -> bool:
+        """Whether there are blocks for one more; beams that only wait for others give theirs up when nothing else goes on."""
+        busy = any(one.pending for one in self._running)
+        spare = int(self.cfg.kept_share * self.pool.count) + 1 if busy else 0
+        while need + spare > self.pool.available:
+            if due or busy or not self._running:
+                return False
+            self._preempt(self._running[-1])
+        return True
 
     def _coming(self, sequence: Sequence, keys: list[Key], coming: set[Key]) -> bool:
         """Whether the first block that a sequence would have to compute is being computed by another."""
