@@ -15,7 +15,7 @@ STATIONS = {"corpus", "tokens", "plan", "train", "align", "evals", "infer", "rep
 HEIGHT = {
     **dict.fromkeys(["cli", "__main__"], 6),
     "verbs": 5,
-    "api": 4,
+    **dict.fromkeys(["api", "serve"], 4),
     **dict.fromkeys(["recipe", "road"], 4),
     **dict.fromkeys(STATIONS, 3),
     **dict.fromkeys(["model", "interop"], 2),

@@ -340,6 +340,52 @@ def chat(
     talk.chat(model, system, settings, _terminal(), allow_pickle=allow_pickle)
 
 
+@app.command(epilog="The endpoints, limits and metrics are described in docs/serving.md.")
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL|NAME=MODEL... [KEY=VALUE]...", help="models to serve, and settings")
+    ],
+    host: Annotated[
+        str, typer.Option(help="the address to listen at; a wider one than this machine wants a key")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port; 0 takes a free one")] = 8000,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="a key that clients must name, else HERDBOOK_API_KEY's; repeatable")
+    ] = None,
+    open_to_the_network: Annotated[
+        bool, typer.Option("--open-to-the-network", help="answer everybody who reaches the address, without a key")
+    ] = False,
+    engine: Annotated[str, typer.Option(metavar="herdbook|vllm", help="vllm hands the same folder to vLLM")] = "herdbook",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU where there is one")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; bfloat16 on a GPU, else float32")
+    ] = None,
+    commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
+    allow_pickle: AllowPickle = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve models over HTTP, as OpenAI's API has it: completions, chat, log-probabilities, streams.
+
+    \b
+    herdbook serve runs/quickstart/sft                   one model, at http://127.0.0.1:8000/v1
+    herdbook serve base=runs/a/pretrain chat=runs/a/sft  two, by name
+    herdbook serve model.gguf limits.max_tokens=512      a limit for every text
+    herdbook serve my-model engine.kv=int8 engine.rows=32
+
+    \b
+    limits.  body head prompt max_tokens choices top_logprobs form concurrency
+             connections seconds arrival stall drain
+    engine.  backend kv kv_memory context rows step_tokens queue prefix_cache
+             speculate draft_tokens kept_share
+    """
+    from herdbook.verbs import serve as verb
+
+    verb.serve(
+        models, _terminal(quiet), host=host, port=port, keys=api_key or (), open_to_the_network=open_to_the_network,
+        engine=engine, device=device, dtype=dtype, commercial=commercial, allow_pickle=allow_pickle,
+    )  # fmt: skip
+
+
 @app.command()
 def convert(
     source: Annotated[

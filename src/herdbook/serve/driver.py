@@ -1,0 +1,279 @@
+"""One thread that steps the engines, and the way of requests to it and of events back to asyncio.
+
+    asyncio   submit ──▶ inbox ──▶ thread   each engine in turn: open, cancel, step
+              ticket ◀── deliver ◀───────   what a step made, once a step
+
+An engine may be used by one thread only, and several engines on one machine would only take turns with its cores, so there is
+one thread for all. It never waits for a reader. When a step fails, the requests of that engine fail, it gets a fresh
+scheduler, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from herdbook.infer.engine import Engine
+from herdbook.infer.request import Event, Request, Stats
+from herdbook.infer.scheduler import Scheduler
+from herdbook.serve.failures import ApiError
+from herdbook.serve.metrics import Metrics
+from herdbook.serve.served import Served
+
+log = logging.getLogger("herdbook.serve")
+
+
+@dataclass(eq=False)
+class Ticket:
+    """The prompts of one HTTP request, and what has come of them. For asyncio's thread, but for `numbers`.
+
+    Attributes:
+        requests: one for each prompt.
+        numbers: the scheduler's, with the prompt's place; the engine's thread has them.
+        began: when it was submitted, in seconds of a steady clock.
+        open: prompts that are not over.
+        last: when each text, by prompt and choice, had its last token.
+    """
+
+    served: Served
+    requests: Sequence[Request]
+    numbers: dict[int, int] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+    open: int = 0
+    last: dict[tuple[int, int], float] = field(default_factory=dict)
+    _box: deque[tuple[int, Event]] = field(default_factory=deque)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _failure: Exception | None = None
+    _accepted: bool = False
+
+    def __post_init__(self) -> None:
+        self.open = len(self.requests)
+
+    async def accepted(self) -> None:
+        """Wait until the scheduler has taken it. Raises what it refused it with."""
+        while not self._accepted:
+            await self._wait()
+
+    async def take(self) -> list[tuple[int, Event]]:
+        """What came since the last time, by the prompt's place, at least one event; nothing once all are over.
+
+        Raises what the engine failed with.
+        """
+        while not self._box:
+            if self.open == 0:
+                return []
+            await self._wait()
+        events, self._box = list(self._box), deque()
+        return events
+
+    async def _wait(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+        if self._failure is not None:
+            raise self._failure
+
+    def deliver(self, news: _News) -> None:
+        """What the engine's thread has for it."""
+        if isinstance(news, Exception):
+            self._failure = news
+        elif news is None:
+            self._accepted = True
+        else:
+            self._box.append(news)
+            self.open -= news[1].completion is not None
+        self._news.set()
+
+
+_News = tuple[int, Event] | Exception | None  # an event, a failure, or that the request was accepted
+
+
+class Driver:
+    """Runs the engines of some models.
+
+    Args:
+        served: the models.
+        metrics: told what happens.
+    """
+
+    def __init__(self, served: Sequence[Served], metrics: Metrics) -> None:
+        self._lines = {model.name: _Line(model) for model in served}
+        self._metrics = metrics
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._ending = False
+        self._thread = threading.Thread(target=self._work, name="herdbook-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._out: list[tuple[Ticket, _News]] = []
+        self._tickets: set[Ticket] = set()
+
+    # ---- asyncio's side ----
+
+    def start(self) -> None:
+        """Begin to work for the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its step; requests that are not over get nothing more."""
+        self._tell(self._end)
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works."""
+        return self._thread.is_alive()
+
+    def stats(self) -> dict[str, Stats]:
+        """How each engine stood after its last step."""
+        return {name: line.stats for name, line in self._lines.items()}
+
+    async def submit(self, served: Served, requests: Sequence[Request]) -> Ticket:
+        """Hand requests to a model's engine, all or none.
+
+        Raises Busy when its queue has no room for them, UserError when it refuses one, and ApiError when it has failed.
+        """
+        if not self.alive:
+            raise ApiError(503, "the engine has stopped", code="engine_stopped")
+        ticket = Ticket(served, requests)
+        line = self._lines[served.name]
+        self._tickets.add(ticket)
+        self._tell(lambda: self._post(ticket, line.open(ticket)))
+        try:
+            await ticket.accepted()
+        except BaseException:
+            self.cancel(ticket)
+            raise
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more: end what is not over, and free its blocks."""
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+            line = self._lines[ticket.served.name]
+            self._tell(lambda: line.drop(ticket))
+
+    def cut_off(self) -> None:
+        """End all requests with what they have."""
+        for ticket in self._tickets:
+            self._tell(lambda ticket=ticket: self._lines[ticket.served.name].cancel(ticket))  # type: ignore[misc]
+
+    def _tell(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def _deliver(self, out: list[tuple[Ticket, _News]]) -> None:
+        for ticket, news in out:
+            if isinstance(news, tuple):
+                self._metrics.saw(ticket.served.name, ticket, *news)
+            ticket.deliver(news)
+
+    # ---- the engine's thread ----
+
+    def _work(self) -> None:
+        try:
+            self._serve(list(self._lines.values()))
+        except BaseException:
+            log.exception("the engine's thread ended")
+            failure = ApiError(503, "the engine has stopped", code="engine_stopped")
+            self._out += [(ticket, failure) for ticket in list(self._tickets)]
+            self._send()
+            raise
+
+    def _serve(self, lines: Sequence[_Line]) -> None:
+        while not self._ending:
+            with self._wake:
+                while not self._inbox and all(line.idle for line in lines):
+                    self._wake.wait()
+                commands, self._inbox = self._inbox, deque()
+            for command in commands:
+                command()
+            for line in lines:
+                if not line.idle:
+                    self._step(line)
+            self._send()
+
+    def _send(self) -> None:
+        if self._out and self._loop is not None:
+            out, self._out = self._out, []
+            self._loop.call_soon_threadsafe(self._deliver, out)
+
+    def _step(self, line: _Line) -> None:
+        try:
+            self._out += line.step()
+        except Exception as error:
+            log.exception("the engine of %s failed; its requests fail, and it begins anew", line.served.name)
+            self._metrics.failures.labels(line.served.name).inc()
+            failure = ApiError(500, f"the engine failed at this request or one beside it ({type(error).__name__})")
+            self._out += [(ticket, failure) for ticket in line.restart()]
+
+    def _post(self, ticket: Ticket, news: _News) -> None:
+        self._out.append((ticket, news))
+
+    def _end(self) -> None:
+        self._ending = True
+
+
+class _Line:
+    """A model's scheduler and the tickets in it. For the engine's thread, but for `stats`."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self._scheduler: Scheduler = served.engine.scheduler
+        self._tickets: dict[int, Ticket] = {}
+        self.stats = self._scheduler.stats()
+
+    @property
+    def idle(self) -> bool:
+        return self._scheduler.idle
+
+    def open(self, ticket: Ticket) -> Exception | None:
+        """Submit all of a ticket's requests, or none and say why."""
+        try:
+            for place, request in enumerate(ticket.requests):
+                ticket.numbers[self._scheduler.submit(request)] = place
+        except Exception as error:
+            self.cancel(ticket)
+            return error
+        self._tickets.update(dict.fromkeys(ticket.numbers, ticket))
+        self.stats = self._scheduler.stats()
+        return None
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End what is not over; its last events come with the next step."""
+        for number in ticket.numbers:
+            self._scheduler.cancel(number)
+
+    def drop(self, ticket: Ticket) -> None:
+        """End what is not over, and have nothing delivered."""
+        self.cancel(ticket)
+        for number in ticket.numbers:
+            self._tickets.pop(number, None)
+        self.stats = self._scheduler.stats()
+
+    def step(self) -> list[tuple[Ticket, _News]]:
+        """One step, and whose events came of it."""
+        out: list[tuple[Ticket, _News]] = []
+        for event in self._scheduler.step():
+            ticket = self._tickets.get(event.request)
+            if ticket is None:
+                continue
+            out.append((ticket, (ticket.numbers[event.request], event)))
+            if event.completion is not None:
+                del self._tickets[event.request]
+        self.stats = self._scheduler.stats()
+        return out
+
+    def restart(self) -> list[Ticket]:
+        """A fresh engine on the same weights; the tickets that the old one had."""
+        lost, self._tickets = list(dict.fromkeys(self._tickets.values())), {}
+        old = self.served.engine
+        self.served.engine = Engine(old.model, old.tokenizer, old.cfg, draft=old.draft)
+        self._scheduler = self.served.engine.scheduler
+        self.stats = self._scheduler.stats()
+        return lost
