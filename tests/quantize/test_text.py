@@ -54,7 +54,7 @@ def test_rows_hold_documents_one_behind_the_other(words: Tokenizer, tmp_path: Pa
     assert rows.flatten()[:5].tolist() == [end, *words.encode("abcd")]
     assert rows.flatten().tolist().count(end) == 3  # what is written out in the text is no end
     assert token_rows(tmp_path / "a.jsonl", words, tokens=8, row=8).tolist() == rows[:1].tolist()
-    assert token_rows(tmp_path / "a.jsonl", words, tokens=8, row=8, skip=1).tolist() == rows[1:].tolist()
+    assert token_rows(tmp_path / "a.jsonl", words, tokens=8, row=8, skip=1).tolist() == rows[1:2].tolist()
 
 
 @pytest.mark.parametrize(

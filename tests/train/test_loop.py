@@ -15,6 +15,8 @@ import torch
 
 from herdbook.console import Terminal
 from herdbook.errors import Interrupted, UserError
+from herdbook.model.quantized import Form, put
+from herdbook.quantize.grid import quantized
 from herdbook.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from herdbook.train.config import LoopConfig
 from herdbook.train.loop import open_run, step_seed
@@ -39,6 +41,13 @@ def test_a_pattern_is_learned(toy: ModuleType, tmp_path: Path) -> None:
     assert outcome.final_loss < 0.5
     assert outcome.tokens == rows[-1]["tokens"] == 60 * 128
     assert [row["step"] for row in rows] == list(range(1, 61))
+
+
+def test_a_quantised_model_is_refused_by_name(toy: ModuleType, tmp_path: Path) -> None:
+    model = toy.decoder()
+    put(model, "blocks.0.ff.up", quantized(model.get_parameter("blocks.0.ff.up.weight"), Form(8, 8, affine=False)))
+    with pytest.raises(UserError, match=r"quantised \(blocks\.0\.ff\.up to 8 bits\), so one cannot train it"):
+        toy.run(tmp_path, model=model)
 
 
 def test_a_run_cut_off_repeats_the_uninterrupted_one_bit_for_bit(toy: ModuleType, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Remake:
         options: dict[str, Any] = {"kind": kind, "tokenizer": self.words, "license_id": self.license.id}
         options["name"] = self.source.stem
         if self.layout not in ("hf", "meta"):
-            save_decoder(model, self.out, self.layout, **options, origin={**self._origin(), **config, **counts})
+            save_decoder(model, self.out, self.layout, **options, origin={**config, **counts, **self._origin()})
             return
         with atomic_folder(self.out) as aside, pedigree.record(aside, self.verb, dict(config)) as record:
             record.add_input(self.source, "model", license_id=self.license.id)

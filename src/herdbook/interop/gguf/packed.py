@@ -34,8 +34,8 @@ def unpacked(raw: Tensor, kind: str, shape: tuple[int, int]) -> Quantized:
     """
     rows, columns = shape
     if kind == "Q4_K":
-        numbers, scale, least = _k_blocks(raw.view(-1, 144))
-        return Quantized(4, numbers.view(shape), scale.view(rows, -1), least.view(rows, -1))
+        numbers, scales, leasts = _k_blocks(raw.view(-1, 144))
+        return Quantized(4, numbers.view(shape), scales.view(rows, -1), leasts.view(rows, -1))
     blocks = raw.view(rows * columns // GROUP, -1)
     scale = _halves(blocks, 0).view(rows, -1)
     least = _halves(blocks, 2).view(rows, -1) if kind == "Q4_1" else None
