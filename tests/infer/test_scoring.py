@@ -70,6 +70,17 @@ def test_many_children_of_a_half_filled_block_fit_little_memory() -> None:
     assert pool.held == 0
 
 
+@pytest.mark.parametrize("remember", [True, False])
+def test_memory_for_one_request_serves_all(remember: bool) -> None:
+    requests = [([0] * size + [1], [2] * 5) for size in range(1, 36)]
+    wanted = score(TorchBackend(MODELS["mha"], blocks=60), BlockPool(60), requests)
+    pool = BlockPool(3, remember=remember)
+    found = score(TorchBackend(MODELS["mha"], blocks=3), pool, requests)
+    for left, right in zip(found, wanted, strict=True):
+        assert [one for one, _ in left] == pytest.approx([one for one, _ in right], abs=1e-4)
+    assert pool.held == 0
+
+
 def test_what_never_fits_is_said() -> None:
     pool = BlockPool(2)
     with pytest.raises(UserError, match="do not fit the memory"):

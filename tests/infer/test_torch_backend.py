@@ -87,4 +87,7 @@ def test_blocks_cost_what_is_said() -> None:
         backend = TorchBackend(model, blocks=BLOCKS, kv=kv)
         held = sum(part.nbytes for layer in backend._layers for part in (*layer.stores, *layer.scales))
         assert held == (BLOCKS + 1) * TorchBackend.block_bytes(model, kv)
+    assert TorchBackend(model, blocks=1).read_bytes == 4 * sum(
+        weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2
+    )
     assert TorchBackend.block_bytes(model) == BLOCK * model.cfg.kv_bytes_per_token(4)

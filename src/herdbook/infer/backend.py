@@ -52,6 +52,10 @@ class Backend(Protocol):
     cfg: ModelConfig
     blocks: int
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that a step of one token reads."""
+
     def run(self, spans: Sequence[Span]) -> Tensor:
         """Keep the new tokens' keys and values; the logits (W, V), float32, of the rows wanted, span by span in order.
 

@@ -122,6 +122,18 @@ class Engine:
         """How the engine stands."""
         return self.scheduler.stats()
 
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Memory that a token's keys and values take."""
+        return self._kind(self.model).block_bytes(self.model, self.cfg.kv) / BLOCK
+
+    def describe(self) -> str:
+        """What runs the model, in a few words."""
+        backend = self.scheduler.backend
+        if isinstance(backend, TorchBackend):
+            return f"torch, {str(self.model.compute_dtype).removeprefix('torch.')}"
+        return f"C++ kernels, {getattr(backend, 'path', 'plain')}"
+
     def _new_scheduler(self) -> Scheduler:
         drafter: Drafter | None = Lookup() if self.cfg.speculate == "lookup" else None
         kind = self._kind(self.model)

@@ -2,7 +2,7 @@
 
 The requests' tokens are laid into a prefix tree (few-shot examples, a question behind them, the choices behind that), and each
 node goes through the model once, behind the blocks of its parent. Nodes of many branches run in one batch; a node is begun only
-when there are blocks for the longest way down from it, so that the tree is always finished, whatever the memory.
+when there are blocks for the longest way down from it. Memory that is too small for that holds one way at a time.
 
 Shapes: W rows of logits, V vocabulary.
 """
@@ -70,10 +70,7 @@ def score(
         while stack or active:
             _begin(pool, backend, stack, active)
             if not active:
-                need = stack[-1].need * BLOCK
-                raise UserError(
-                    f"{need:,} tokens do not fit the memory for keys and values", where="engine.kv_memory", todo="raise it"
-                )
+                _uproot(pool, backend, stack, active)
             _step(backend, active, found)
             for node in [node for node in active if node.computed == node.end]:
                 active.remove(node)
@@ -146,6 +143,21 @@ def _begin(pool: BlockPool, backend: Backend, stack: list[_Node], active: list[_
         _take(node, pool, backend, last=last)
         promised += node.need - (blocks_for(node.end) - node.start // BLOCK)
         active.append(node)
+
+
+def _uproot(pool: BlockPool, backend: Backend, stack: list[_Node], active: list[_Node]) -> None:
+    """Where memory is too small to keep what branches share: let all go and begin with one way down, from its beginning."""
+    for node in stack:
+        if node.parent is not None:
+            _release(node.parent)
+            node.need += node.start // BLOCK
+            node.parent, node.start = None, 0
+    if blocks_for(stack[-1].end) > pool.available:
+        raise UserError(
+            f"{stack[-1].end:,} tokens do not fit the memory for keys and values", where="engine.kv_memory", todo="raise it"
+        )
+    active.append(stack.pop())
+    _take(active[0], pool, backend, last=False)
 
 
 def _take(node: _Node, pool: BlockPool, backend: Backend, *, last: bool) -> None:

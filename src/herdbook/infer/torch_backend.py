@@ -29,6 +29,7 @@ from herdbook.infer.blocks import blocks_for
 from herdbook.model.attention import Sight
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder, Linear
+from herdbook.model.quantized import QuantizedLinear
 
 KVKind = Literal["auto", "int8"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -64,6 +65,18 @@ class TorchBackend:
         cfg, size = model.cfg, model.compute_dtype.itemsize
         per_head = cfg.head_width * size if kv == "auto" else cfg.head_width + 4
         return 2 * cfg.n_layers * cfg.kv_heads * BLOCK * per_head
+
+    @property
+    def read_bytes(self) -> int:
+        """See `Backend.read_bytes`."""
+        linears = [one for one in self._model.modules() if isinstance(one, _Packed | Linear | QuantizedLinear)]
+        head = self._model.embed.weight.nbytes if self._model.unembed is None else 0
+        return head + sum(
+            one.matrix.stored_bytes if isinstance(one, QuantizedLinear)
+            else 2 * one.packed.numel() if isinstance(one, _Packed)
+            else one.weight.nbytes
+            for one in linears
+        )  # fmt: skip
 
     def run(self, spans: Sequence[Span]) -> Tensor:
         """See `Backend.run`."""
