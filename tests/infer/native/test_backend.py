@@ -170,7 +170,7 @@ def test_only_wanted_rows_have_logits(native: Kernels) -> None:
     "span",
     [
         Span([VOCABULARY], 0, [0]), Span([-1], 0, [0]), Span([], 0, [0]), Span([1] * 17, 0, [0]), Span([1], 16, [0]),
-        Span([1], 0, [4]), Span([1], 0, [-1]), Span([1], 0, [0], [1]), Span([1], CONTEXT, [0, 1, 2, 3]),
+        Span([1], 0, [4]), Span([1], 0, [-1]), Span([1], 0, [0], [1]), Span([1, 2], 0, [0], [1, 0]), Span([1], CONTEXT, [0, 1, 2, 3]),
     ],
 )  # fmt: skip
 def test_what_would_leave_memory_is_refused(native: Kernels, span: Span) -> None:

@@ -3,8 +3,8 @@
 - Matrices are multiplied as they are: bfloat16, or `Quantized` in 8 or 4 bits. Activations meet them in bfloat16 and in int8
   with a scale every 32 values; `exact` keeps weights and activations in float32, to compare with.
 - A decoder that computes in float32 and holds nothing quantised is run exactly, because that is what its owner asked for.
-- Keys and values are bfloat16 (`exact`: float32); with `kv="int8"` a token's key in a head is 8-bit numbers and one scale, and so
-  is its value.
+- Keys and values are bfloat16 (`exact`: float32); with `kv="int8"` a token's key in a head is 8-bit numbers and one scale,
+  and so is its value.
 - Memory of an embedding that is also the head is there once: rows of it are read from the packed matrix.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
@@ -127,8 +127,8 @@ class NativeBackend:
                 raise ValueError(f"{count} tokens from {span.start} on in {len(span.blocks)} blocks")
             if min(span.blocks) < 0 or max(span.blocks) >= self.blocks:
                 raise ValueError(f"blocks are from 0 to {self.blocks - 1}")
-            if span.wanted and (min(span.wanted) < 0 or max(span.wanted) >= count):
-                raise ValueError(f"there are {count} tokens, whose logits can be wanted")
+            if any(first >= second for first, second in pairwise([-1, *span.wanted, count])):
+                raise ValueError(f"wanted are some of {count} tokens, in their order")
             if self.cfg.positions == "learned" and span.start + count > self.cfg.context:
                 raise ValueError(f"{span.start + count} tokens, but there are learned positions for only {self.cfg.context}")
 

@@ -86,12 +86,13 @@ inline void normalise(const Norm& norm, bool rms, float eps, const float* x, int
   }
 }
 
-// Rows of floats, normalised if `norm` says so, in the forms that products with `first` to `third` read.
-inline const Rows& prepared(Thread& t, Rows Own::*slot, const float* x, size_t stride, int rows, int width, const Norm* norm,
-                            int wanted) {
+// Rows of floats, normalised if `norm` says so, in the forms (`Wants`) that the products with them read.
+inline Rows prepared(Thread& t, Rows Own::*slot, const float* x, size_t stride, int rows, int width, const Norm* norm,
+                     int wanted) {
   const Model& m = t.model();
   bool each = rows == 1;  // every thread for itself
-  Rows& to = (each ? &t.own : t.run.own)->*slot;
+  Rows to = (each ? &t.own : t.run.own)->*slot;
+  to.rows = rows;
   for (int row = each ? 0 : t.begin(rows), end = each ? 1 : t.end(rows); row < end; row++) {
     const float* from = x + row * stride;
     if (norm) normalise(*norm, m.rms, m.eps, from, width, t.own.row), from = t.own.row;
@@ -153,7 +154,7 @@ inline vf activated(int activation, vf x) {
 }
 
 // The first half of the feed-forward part: act(up x), or silu(gate x) * up x, kept at once in the form that `down` reads.
-inline void feed_in(Thread& t, const Layer& layer, const Rows& rows) {
+inline void feed_in(Thread& t, const Layer& layer, const Rows& rows, const Rows& feed) {
   const Model& m = t.model();
   int units = pairs_of(layer.up), many = piece(t, units, rows.rows), wanted = wants(layer.down, m.exact);
   Counter* counter = t.next_phase();
@@ -177,7 +178,7 @@ inline void feed_in(Thread& t, const Layer& layer, const Rows& rows) {
             }
             store(at + i, y);
           }
-          keep_block(t.run.feed, wanted, row, unit, at);
+          keep_block(feed, wanted, row, unit, at);
         }
       }
 }

@@ -142,6 +142,20 @@ void norm_in_place(Thread& t, const Norm& norm, float* x, size_t stride, int row
   t.wait();
 }
 
+// Behind the last attention only the rows whose logits are wanted go on: move them to the front. How many they are.
+int keep_wanted(Thread& t) {
+  Run& run = t.run;
+  const Step& step = *run.step;
+  if (t.number == 0)
+    for (int i = 0; i < step.wanted; i++) {
+      size_t row = step.wanted_rows[i];  // ascending, so that none is overwritten before it is moved
+      memmove(run.x + i * run.x_stride, run.x + row * run.x_stride, run.x_stride * sizeof(float));
+      memmove(run.mixed + i * run.mixed_stride, run.mixed + row * run.mixed_stride, run.mixed_stride * sizeof(float));
+    }
+  t.wait();
+  return step.wanted;
+}
+
 void run_layer(Thread& t, int number) {
   Run& run = t.run;
   const Model& m = t.model();
@@ -150,27 +164,30 @@ void run_layer(Thread& t, int number) {
   int outer = wants(layer.q, m.exact) | wants(layer.k, m.exact) | wants(layer.v, m.exact);
   const Norm* before = m.post ? nullptr : &layer.attn_norm;
   int forms = m.shape == ONE_NORM ? outer | inner : outer;
-  const Rows& read = prepared(t, &Own::stream, run.x, run.x_stride, rows, m.width, before, forms);
-  if (m.shape == ONE_NORM) feed_in(t, layer, read);
+  const Rows read = prepared(t, &Own::stream, run.x, run.x_stride, rows, m.width, before, forms);
+  if (m.shape == ONE_NORM) feed_in(t, layer, read, run.feed);
   if (m.shape == TWO_NORMS)
-    feed_in(t, layer, prepared(t, &Own::second, run.x, run.x_stride, rows, m.width, &layer.ff_norm, inner));
+    feed_in(t, layer, prepared(t, &Own::second, run.x, run.x_stride, rows, m.width, &layer.ff_norm, inner), run.feed);
   const Part qkv[] = {{&layer.q, 0}, {&layer.k, run.key_at}, {&layer.v, run.value_at}};
   product(t, qkv, 3, read, run.heads, run.heads_stride, false);
   t.wait();
   attention_of(t, number);
   t.wait();
+  if (number + 1 == m.layers && m.shape == SEQUENTIAL) rows = keep_wanted(t);
+  Rows feed = run.feed;
+  feed.rows = rows;
   const Part out = {&layer.o, 0}, down = {&layer.down, 0};
   int mixed = wants(layer.o, m.exact), width = m.heads * m.head_width;
-  const Rows& seen = prepared(t, &Own::mixed, run.mixed, run.mixed_stride, rows, width, nullptr, mixed);
+  const Rows seen = prepared(t, &Own::mixed, run.mixed, run.mixed_stride, rows, width, nullptr, mixed);
   product(t, &out, 1, seen, run.x, run.x_stride, true);
   t.wait();
   if (m.post) norm_in_place(t, layer.attn_norm, run.x, run.x_stride, rows);
   if (m.shape == SEQUENTIAL) {
     before = m.post ? nullptr : &layer.ff_norm;
-    feed_in(t, layer, prepared(t, &Own::stream, run.x, run.x_stride, rows, m.width, before, inner));
+    feed_in(t, layer, prepared(t, &Own::stream, run.x, run.x_stride, rows, m.width, before, inner), feed);
     t.wait();
   }
-  product(t, &down, 1, run.feed, run.x, run.x_stride, true);
+  product(t, &down, 1, feed, run.x, run.x_stride, true);
   t.wait();
   if (m.post) norm_in_place(t, layer.ff_norm, run.x, run.x_stride, rows);
 }
@@ -213,7 +230,7 @@ void leave(Thread& t) {
   const Rows& first = m.project_out.rows ? run.leave : run.final;
   int form = wants(m.project_out.rows ? m.project_out : m.head, m.exact);
   for (int i = t.begin(step.wanted); i < t.end(step.wanted); i++) {
-    const float* x = run.x + step.wanted_rows[i] * run.x_stride;
+    const float* x = run.x + (m.shape == SEQUENTIAL ? i : step.wanted_rows[i]) * run.x_stride;
     if (m.norm.weight) normalise(m.norm, m.rms, m.eps, x, m.width, t.own.row), x = t.own.row;
     keep_row(first, form, i, x);
   }
@@ -254,11 +271,6 @@ int tokens_a_unit(const Model& m) {
   return group >= QUERIES ? 1 : QUERIES / group;
 }
 
-int heads_a_unit(const Model& m) {
-  int group = m.heads / m.kv_heads;
-  return group < QUERIES ? group : QUERIES;
-}
-
 void plan(Run& run, Arena& arena) {
   const Model& m = *run.model;
   const Step& step = *run.step;
@@ -274,7 +286,7 @@ void plan(Run& run, Arena& arena) {
   run.span_of = arena.take<int>(rows), run.position_of = arena.take<int>(rows);
   run.counters = arena.take<Counter>(8 * (size_t)m.layers + 8);
   size_t head_parts = (group + QUERIES - 1) / QUERIES;
-  run.units = arena.take<Unit>((size_t)rows * m.kv_heads * head_parts);
+  run.units = arena.take<Unit>((size_t)rows * m.kv_heads * head_parts + run.barrier.threads * run.barrier.threads);
   run.feed = take_rows(arena, rows, m.ff_width);
   run.entry = take_rows(arena, m.project_in.rows ? rows : 0, m.embed_width);
   run.leave = take_rows(arena, m.project_out.rows ? step.wanted : 0, m.width);
@@ -295,25 +307,30 @@ void plan(Run& run, Arena& arena) {
   }
 }
 
-// Number the rows, and cut the attention into units: the last tokens, which see most, first.
+// Number the rows, and cut the attention into units: the last tokens, which see most, first. Where every sequence has one new
+// token, whole groups of heads go to the threads, and what is left over of them is cut up, so that none has more to do.
 void lay_out(Run& run) {
   const Model& m = *run.model;
   const Step& step = *run.step;
-  int group = m.heads / m.kv_heads, tokens = tokens_a_unit(m), heads = heads_a_unit(m), row = 0;
-  bool single = true;
+  int group = m.heads / m.kv_heads, tokens = tokens_a_unit(m), row = 0, made = 0;
+  bool single = step.rows == step.spans;
+  int groups = step.spans * m.kv_heads, whole = single ? groups - groups % run.barrier.threads : groups;
+  int share = (group + run.barrier.threads - 1) / run.barrier.threads;
   run.unit_count = 0;
   for (int span = 0; span < step.spans; span++) {
     int first = row, count = step.counts[span];
-    single = single && count == 1;
     for (; row < first + count; row++) run.span_of[row] = span, run.position_of[row] = step.starts[span] + row - first;
     for (int from = first + (count - 1) / tokens * tokens; from >= first; from -= tokens)
-      for (int kv_head = 0; kv_head < m.kv_heads; kv_head++)
+      for (int kv_head = 0; kv_head < m.kv_heads; kv_head++, made++) {
+        int rows = row - from < tokens ? row - from : tokens, most = single && made >= whole ? share : group;
+        int heads = most < QUERIES ? most : QUERIES;
         for (int head = 0; head < group; head += heads) {
-          int many = group - head < heads ? group - head : heads, rows = row - from < tokens ? row - from : tokens;
+          int many = group - head < heads ? group - head : heads;
           run.units[run.unit_count++] = {span, kv_head, kv_head * group + head, many, from, rows};
         }
+      }
   }
-  run.alone = single && group <= QUERIES;
+  run.alone = single && run.unit_count == groups;
   memset(run.counters, 0, sizeof(Counter) * (8 * (size_t)m.layers + 8));
   memset(run.mixed, 0, sizeof(float) * step.rows * run.mixed_stride);
 }
