@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from pydantic import ValidationError
@@ -46,11 +46,23 @@ class Settings(TypedDict, total=False):
     max_tokens: int
     temperature: float
     top_k: int
+    typical_p: float
     top_p: float
     min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
     seed: int
     stop: str | Sequence[str]
+    stop_ids: Sequence[int]
     ignore_end: bool
+    beams: int
+    length_penalty: float
+    best_of: int
+    json_schema: dict[str, Any]
+    regex: str
+    grammar: str
     truncate_prompt: bool
 
 
@@ -116,8 +128,8 @@ class LanguageModel:
 
         Args:
             prompt: a text, or several.
-            **settings: `max_tokens`, `temperature` (0: always the likeliest token), `top_k`, `top_p`, `min_p`, `seed`,
-                `stop`, `ignore_end`, `truncate_prompt`. The same seed gives the same text.
+            **settings: `max_tokens`, `temperature` (0: always the likeliest token), `seed`, `stop` and all others of
+                `Settings`. The same seed gives the same text.
 
         Raises UserError for settings out of range, and for a prompt longer than the context.
         """
