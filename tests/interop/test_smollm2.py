@@ -11,6 +11,7 @@ import torch
 
 import herdbook as hb
 from herdbook.api import LanguageModel
+from herdbook.model.quantized import matrices, stored_bytes
 
 from .real import SMOLLM2, WIKIPEDIA
 
@@ -40,6 +41,14 @@ def test_it_answers(lm: LanguageModel) -> None:
     assert lm.generate("The capital of France is", temperature=0, max_tokens=2).startswith(" Paris")
     assert lm.license is not None
     assert lm.license.id == "Apache-2.0"
+
+
+def test_packed_it_gives_the_same_logits_in_a_quarter_of_the_memory(lm: LanguageModel) -> None:
+    assert SMOLLM2 is not None
+    kept, ids = hb.load(SMOLLM2, packed=True), list(range(1000, 1040))
+    assert torch.equal(kept.logits([ids]), lm.logits([ids]))
+    assert len(matrices(kept.model)) == 211
+    assert stored_bytes(kept.model) < 0.19 * 4 * kept.parameters
 
 
 def test_transformers_opens_what_it_becomes(lm: LanguageModel, tmp_path: Path) -> None:

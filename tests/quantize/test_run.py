@@ -73,6 +73,19 @@ def test_fewer_bits_are_farther_and_methods_help(name: str, terminal: Terminal) 
     assert error(method="awq") < 1.15 * plain
 
 
+def test_rounding_weighs_errors_by_inputs_where_it_knows_them(terminal: Terminal) -> None:
+    model, rows = make(SHAPES["llama"]), ids(20)
+    found = [quantize_model(copy.deepcopy(model), QuantizeConfig(), terminal, sample) for sample in (None, rows)]
+    blind, weighed = (matrices(row)["blocks.0.ff.down"].dense() for row in found)
+    sizes: list[Any] = []
+    with torch.no_grad():
+        walk(model, rows, lambda _, inputs: sizes.append(inputs()), lambda: None)
+        gram = next(row.gram_KK for row in sizes[0] if "ff.down" in row.layers)
+        weight = model.get_parameter("blocks.0.ff.down.weight")
+        costs = [float(((weight - dense).square() * gram.diagonal()).sum()) for dense in (blind, weighed)]
+    assert costs[1] < 0.99 * costs[0]
+
+
 def test_layers_that_read_one_tensor_are_seen_together() -> None:
     """The mean of x·xᵀ of each input, over all batches; found by what they read, not by their names."""
     seen: list[list[set[str]]] = []

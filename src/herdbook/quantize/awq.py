@@ -78,10 +78,20 @@ def fold(where: Fold, gram_KK: Tensor, form: Form) -> Tensor:
         error = float(objective(scaled_NK, quantized(scaled_NK, form, search=False), scaled_KK).sum())
         if error < least:
             best, least = scale_K, error
-    for reader in where.readers:
-        reader.weight.copy_(reader.weight.float() * best)
-    _shrink(where, best)
+    move(where, best)
     return best
+
+
+@torch.no_grad()
+def move(where: Fold, scale_K: Tensor) -> None:
+    """Multiply the readers' columns by scales (K,), alike where heads are shared, and divide what the source gives by them."""
+    for reader in where.readers:
+        reader.weight.copy_(reader.weight.float() * scale_K)
+    scale_JE = scale_K.view(-1, where.shared, where.width)[:, 0].reshape(-1)
+    weight, bias = where.source.weight, where.source.bias
+    weight.copy_(weight.float() / (scale_JE[:, None] if weight.dim() > 1 else scale_JE))
+    if bias is not None:
+        bias.copy_(bias.float() / scale_JE)
 
 
 def _shared_size(squares_K: Tensor, where: Fold) -> Tensor:
@@ -94,12 +104,3 @@ def _scale(size_K: Tensor, power: float) -> Tensor:
     scale_K = size_K.clamp(min=1e-8).pow(power)
     scale_K = scale_K / (scale_K.max() * scale_K.min()).sqrt()
     return scale_K.clamp(LEAST, MOST)
-
-
-def _shrink(where: Fold, scale_K: Tensor) -> None:
-    """Divide what the source gives by the scales of what is read."""
-    scale_JE = scale_K.view(-1, where.shared, where.width)[:, 0].reshape(-1)
-    weight, bias = where.source.weight, where.source.bias
-    weight.copy_(weight.float() / (scale_JE[:, None] if weight.dim() > 1 else scale_JE))
-    if bias is not None:
-        bias.copy_(bias.float() / scale_JE)
