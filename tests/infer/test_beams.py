@@ -39,7 +39,7 @@ def test_a_wide_search_finds_the_best_of_all_texts(model: Decoder, prompt: list[
 @settings(deadline=None, max_examples=20)
 @given(
     model=st.sampled_from(MODELS), prompt=st.lists(st.integers(0, 3), min_size=1, max_size=20), width=st.integers(1, 5),
-    blocks=st.integers(4, 12), tokens=st.integers(1, 30),
+    blocks=st.integers(3, 12), tokens=st.integers(1, 30),
 )  # fmt: skip
 def test_a_search_depends_on_no_memory_and_no_company(
     model: Decoder, prompt: list[int], width: int, blocks: int, tokens: int

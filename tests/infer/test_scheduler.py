@@ -20,7 +20,7 @@ from .conftest import CONTEXT, KINDS, byte_tokenizer, make_decoder
 
 MODELS = {kind: make_decoder(kind) for kind in KINDS}
 TOKENIZER = byte_tokenizer()
-LEAST = CONTEXT // 16 + 2
+LEAST = CONTEXT // 16 + 1
 
 
 def make(kind: str = "gqa", blocks: int = 64, *, text: bool = False, clock: object = None, **cfg: object) -> Scheduler:
@@ -159,7 +159,7 @@ def test_a_shared_prefix_is_computed_once() -> None:
 
 
 def test_memory_that_runs_out_delays_the_latest_and_nobody_else() -> None:
-    scheduler = make(blocks=LEAST + 1, step_tokens=64)
+    scheduler = make(blocks=LEAST + 2, step_tokens=64)
     numbers = [scheduler.submit(request([number] * 15, temperature=0, max_tokens=20)) for number in range(4)]
     ended = [event.request for event in finish(scheduler)[1] if event.completion is not None]
     assert ended == numbers
@@ -255,7 +255,7 @@ def test_a_full_queue_refuses() -> None:
 
 
 def test_what_can_never_fit_is_refused() -> None:
-    scheduler = make(blocks=3)
+    scheduler = make(blocks=2)
     with pytest.raises(UserError, match="do not fit the memory"):
         scheduler.submit(request([1] * 30, max_tokens=10))
     scheduler.submit(request([1] * 30, max_tokens=3))

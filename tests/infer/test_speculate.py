@@ -98,7 +98,7 @@ def test_texts_of_a_draft_model_have_the_models_distribution() -> None:
 @settings(deadline=None, max_examples=25)
 @given(
     kind=st.sampled_from(sorted(DRAFTS)), how=st.sampled_from(["lookup", "draft"]), ahead=st.integers(1, 6),
-    blocks=st.integers(4, 20),
+    blocks=st.integers(3, 20),
     prompts=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=20), min_size=1, max_size=5),
 )  # fmt: skip
 def test_greedy_texts_are_those_without_guesses(kind: str, how: str, ahead: int, blocks: int, prompts: list[list[int]]) -> None:

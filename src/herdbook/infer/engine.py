@@ -168,7 +168,7 @@ class Engine:
         memory = self.cfg.kv_memory
         if memory is None and device.type == "cuda":
             memory = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-        # One block more than a whole context, for the copy that a branch makes.
+        # One block more than a whole context, so that a text that branches at its end need not wait.
         least = -(-self.context // BLOCK) + 1
         most = self.cfg.rows * least
         if memory is None:

@@ -112,8 +112,7 @@ class Scheduler:
         if self.full:
             raise Busy(f"{len(self._waiting):,} requests are waiting already", todo="try again later, or raise `queue`")
         need = blocks_for(len(request.prompt) + max(0, request.room - 1))
-        # A text that branches copies its last block before it writes.
-        if need + 1 > self.pool.count:
+        if need > self.pool.count:
             raise UserError(
                 f"{need * BLOCK:,} tokens do not fit the memory for keys and values, which holds {self.pool.count * BLOCK:,}",
                 where="engine.kv_memory", todo="raise it, or ask for fewer tokens",
