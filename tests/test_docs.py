@@ -44,7 +44,8 @@ def test_commands_exist_with_the_options_named(page: Path) -> None:
         while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
             assert rest[0] in command.commands, f"{page.name}: `{line}`: there is no verb {rest[0]}"
             command, rest = command.commands[rest[0]], rest[1:]
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
+        options = [(*parameter.opts, *parameter.secondary_opts) for parameter in command.params]
+        known = {option for names in options for option in names} | {"--help", "-h"}
         used = {word.split("=")[0] for word in rest if word.startswith("-") and word != "-"}
         assert used <= known, f"{page.name}: `{line}`: no option {sorted(used - known)}"
 
