@@ -16,8 +16,8 @@ def herdbook(*words: str, cwd: Path, stdin: str = "") -> subprocess.CompletedPro
     )
 
 
-VERBS = ["run", "quickstart", "init", "curate", "tokenizer", "tokens", "pretrain", "sft", "eval", "generate", "chat", "serve",
-         "report", "pedigree", "plan", "doctor", "models"]  # fmt: skip
+VERBS = ["run", "quickstart", "init", "curate", "tokenizer", "tokens", "pretrain", "sft", "eval", "generate", "chat", "bench",
+         "serve", "report", "pedigree", "plan", "doctor", "models"]  # fmt: skip
 
 
 def test_help_lists_the_verbs(tmp_path: Path) -> None:

@@ -340,6 +340,25 @@ def chat(
     talk.chat(model, system, settings, _terminal(), allow_pickle=allow_pickle)
 
 
+@app.command()
+def bench(
+    model: ModelPath,
+    prompt: Annotated[int, typer.Option(min=1, help="tokens of each prompt")] = 512,
+    tokens: Annotated[int, typer.Option(min=2, help="tokens of each text")] = 64,
+    dtype: Annotated[str | None, typer.Option(metavar="float32|bfloat16", help="of what is dense; default: the faster")] = None,
+    backend: Annotated[str, typer.Option(metavar="auto|torch|native", help="what computes")] = "auto",
+    peers: Annotated[bool, typer.Option(help="also measure transformers and llama.cpp where they are installed")] = True,
+    allow_pickle: AllowPickle = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a model reads and writes on this machine."""
+    from herdbook.verbs import bench as verb
+
+    verb.bench(model, _terminal(quiet, as_json), prompt=prompt, written=tokens, dtype=dtype, backend=backend, with_peers=peers,
+               allow_pickle=allow_pickle)  # fmt: skip
+
+
 @app.command(epilog="The endpoints, limits and metrics are described in docs/serving.md.")
 def serve(
     models: Annotated[
