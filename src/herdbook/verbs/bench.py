@@ -51,8 +51,8 @@ def bench(
     terminal.say(f"{where}: {human_count(lm.parameters)} parameters, {kind}, {torch.get_num_threads()} threads")
     terminal.table(_header(), [_row(one, bandwidth) for one in found])
     terminal.say(
-        f"prompts of {prompt} tokens, texts of {written}; memory reads at {human_bytes(bandwidth)}/s (measured now), of which a "
-        f"step of one sequence uses that share; peak memory of this process {human_bytes(peak)}", style="dim",
+        f"prompts of {prompt} tokens, texts of {written}; memory reads at {human_bytes(bandwidth)}/s (measured now), of which "
+        f"a step of one sequence uses that share; peak memory of this process {human_bytes(peak)}", style="dim",
     )  # fmt: skip
 
 
