@@ -2,7 +2,7 @@
 
 A draw is one uniform number from the sequence's generator, looked up in the cumulative distribution of that sequence's row:
 nothing of it depends on other rows. A vocabulary of 128,000 is hardly ever sorted: `top_k` takes what reaches the k-th value,
-`min_p` what reaches a value, and `top_p` and `typical_p` sort the first thousand, and all only when those do not suffice.
+`min_p` what reaches a value, and `top_p` and `typical_p` sort the first thousand, and more only when those do not suffice.
 
 Sources: top-k (Fan et al. 2018, arXiv:1805.04833), top-p (Holtzman et al. 2020, arXiv:1904.09751), typical (Meister et al.
 2023, arXiv:2202.00666), min-p (Nguyen et al. 2024, arXiv:2407.01082), repetition penalty (Keskar et al. 2019, arXiv:1909.05858,
@@ -120,9 +120,9 @@ def distribution(logits_V: FloatArray, sampling: Sampling) -> Distribution:
         return Distribution(np.array([logits_V.argmax()]), np.ones(1))
     top = float(logits_V.max())
     # Below the largest logit everything is negative, so a tiny temperature gives -inf and never inf - inf.
+    ids, values = _likeliest(logits_V, sampling.top_k)
     with np.errstate(over="ignore"):
-        weights_V = np.exp((logits_V.astype(np.float64) - top) / sampling.temperature)
-    ids, weights = _likeliest(weights_V, sampling.top_k)
+        weights = np.exp((values.astype(np.float64) - top) / sampling.temperature)
     if sampling.typical_p < 1:
         ids, weights = _typical(ids, weights, sampling.typical_p)
     if sampling.top_p < 1:
@@ -134,14 +134,14 @@ def distribution(logits_V: FloatArray, sampling: Sampling) -> Distribution:
     return Distribution(ids[keep], weights[keep] / weights[keep].sum())
 
 
-def _likeliest(weights_V: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
-    """The `count` largest weights and their ids, by rising id; of equal ones the lowest ids; 0: all."""
-    if not 0 < count < len(weights_V):
-        return np.arange(len(weights_V)), weights_V
-    least = np.partition(weights_V, len(weights_V) - count)[len(weights_V) - count]
-    above, level = np.flatnonzero(weights_V > least), np.flatnonzero(weights_V == least)
+def _likeliest(values_V: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
+    """The `count` largest values and their ids, by rising id; of equal ones the lowest ids; 0: all."""
+    if not 0 < count < len(values_V):
+        return np.arange(len(values_V)), values_V
+    least = np.partition(values_V, len(values_V) - count)[len(values_V) - count]
+    above, level = np.flatnonzero(values_V > least), np.flatnonzero(values_V == least)
     ids = np.sort(np.concatenate((above, level[: count - len(above)])))
-    return ids, weights_V[ids]
+    return ids, values_V[ids]
 
 
 def _nucleus(ids: IntArray, weights: FloatArray, share: float) -> tuple[IntArray, FloatArray]:
@@ -161,7 +161,7 @@ def _typical(ids: IntArray, weights: FloatArray, share: float) -> tuple[IntArray
 def _leading(ids: IntArray, weights: FloatArray, rank: FloatArray, share: float) -> tuple[IntArray, FloatArray]:
     """By rising rank, ties by place, as many as together reach `share` of all weights."""
     wanted = share * weights.sum()
-    for first in (FIRST, len(ids)):
+    for first in (FIRST, 16 * FIRST, len(ids)):
         if first < len(ids):
             near = np.flatnonzero(rank <= np.partition(rank, first)[first])
         else:
