@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -72,6 +73,7 @@ class NativeBackend:
         self._engine = found.library.hb_new(ctypes.byref(described), number)
         if not self._engine:
             raise MemoryError("no memory for the kernels")
+        self._lock = threading.Lock()  # a step works in memory of the engine's
         weakref.finalize(self, found.library.hb_free, self._engine)
 
     @staticmethod
@@ -107,7 +109,9 @@ class NativeBackend:
             len(tokens), len(spans), len(wanted), tokens.ctypes.data, *(one.ctypes.data for one in columns[:3]),
             pages.ctypes.data, columns[3].ctypes.data, logits.data_ptr(), logits.shape[1],
         )  # fmt: skip
-        if not self._kernels.library.hb_run(self._engine, ctypes.byref(step)):
+        with self._lock:
+            done = self._kernels.library.hb_run(self._engine, ctypes.byref(step))
+        if not done:
             raise MemoryError(f"no memory for a step of {len(tokens)} tokens")
         return logits[:, : self.cfg.vocabulary]
 
