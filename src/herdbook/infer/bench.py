@@ -22,16 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from herdbook.infer.backend import BLOCK
 from herdbook.infer.config import EngineConfig, Sampling
 from herdbook.infer.engine import Engine
-from herdbook.infer.native.backend import NativeBackend
-from herdbook.infer.torch_backend import TorchBackend
 from herdbook.interop.doors import layout_of
 from herdbook.model.decoder import Decoder
-from herdbook.model.quantized import QuantizedLinear
 
 Writer = Callable[[int], list[float]]
 
@@ -74,13 +69,9 @@ def ours(model: Decoder, *, prompt: int, written: int, sequences: Sequence[int],
     engine = Engine(model, cfg=cfg)
     first_s = statistics.median(_first(engine, _ids(model, prompt, turn)) for turn in range(4)[1:])
     decode = {count: count / statistics.median(_steps(engine, count, prompt, written)) for count in sequences}
-    runner = engine.scheduler.backend
-    kernels = runner if isinstance(runner, NativeBackend) else None
-    per_token = (TorchBackend if kernels is None else NativeBackend).block_bytes(model, cfg.kv) / BLOCK
-    weights = _weight_bytes(model) if kernels is None else kernels.read_bytes
+    weights, per_token = engine.scheduler.backend.read_bytes, engine.kv_bytes_per_token
     step_bytes = {count: weights + count * (prompt + written / 2) * per_token for count in sequences}
-    name = "torch" if kernels is None else f"kernels for {kernels.path}"
-    return Speed(f"herdbook ({name})", prompt, written, first_s, prompt / first_s, decode, step_bytes)
+    return Speed(f"herdbook ({engine.describe()})", prompt, written, first_s, prompt / first_s, decode, step_bytes)
 
 
 def _ids(model: Decoder, length: int, seed: int) -> list[int]:
@@ -109,14 +100,6 @@ def _steps(engine: Engine, count: int, prompt: int, written: int) -> list[float]
             times.append(elapsed)
         before = after
     return times
-
-
-def _weight_bytes(model: Decoder) -> int:
-    """Bytes of matrices that torch reads in a step: all but an embedding that is only looked up in."""
-    size = model.compute_dtype.itemsize
-    dense = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    dense += model.embed.weight.numel() if model.unembed is None else 0
-    return dense * size + sum(one.matrix.numbers.nbytes for one in model.modules() if isinstance(one, QuantizedLinear))
 
 
 # ---- peers ----
