@@ -192,7 +192,8 @@ template <int BITS> struct Block {
 };
 #endif
 
-template <int T, int BITS, bool AFFINE> void product_int(const Matrix& m, int tile, const Rows& rows, size_t begin, float* out) {
+template <int T, int BITS, bool AFFINE>
+void product_int(const Matrix& m, int tile, const Rows& rows, size_t begin, float* out) {
   constexpr int SHIFT = BITS == 8 ? 7 : AFFINE ? 0 : 3;  // the zero point is 2 to this
   Sums<T> sums;
   int columns = padded(m.columns), per_group = m.group / PART;

@@ -29,11 +29,14 @@ template <class T> struct Cache {
     size_t here = at(page, head), scale_at = here * PAGE + place;
     T* keys = static_cast<T*>(m.keys) + here * key_page();
     narrow(key, even(m.head_width), line, m.key_scales, scale_at);
-    for (int e = 0; e < even(m.head_width); e++) keys[sizeof(T) == 2 ? (e / 2 * PAGE + place) * 2 + e % 2 : e * PAGE + place] = line[e];
+    constexpr bool pairs = sizeof(T) == 2;
+    for (int e = 0; e < even(m.head_width); e++)
+      keys[pairs ? (e / 2 * PAGE + place) * 2 + e % 2 : e * PAGE + place] = line[e];
     int stride = to_page(m.head_width);
     T* values = static_cast<T*>(m.values) + here * value_page();
     narrow(value, stride, line, m.value_scales, scale_at);
-    for (int e = 0; e < stride; e++) values[sizeof(T) == 2 ? (place / 2 * stride + e) * 2 + place % 2 : place * stride + e] = line[e];
+    for (int e = 0; e < stride; e++)
+      values[pairs ? (place / 2 * stride + e) * 2 + place % 2 : place * stride + e] = line[e];
   }
 
   static void narrow(const float* x, int width, float* to, float*, size_t) { memcpy(to, x, width * sizeof(float)); }
