@@ -54,7 +54,7 @@ class Sight(NamedTuple):
 
 
 class KeyValueCache(Protocol):
-    """What the decoder asks of a cache of earlier keys and values; the engine owns the memory (see `infer/torch_backend.py`)."""
+    """What the decoder asks of a cache of earlier keys and values; the engine owns the memory (`infer/torch_backend.py`)."""
 
     def positions(self, time: int) -> Tensor:
         """Positions (B, T) of the `time` tokens that come next, each row counted on from its own length."""
