@@ -22,7 +22,12 @@ class QuantizeConfig(Config):
     """
 
     bits: Literal[8, 4] = Field(default=4, description="of a number")
-    group: Count = Field(default=32, ge=8, multiple_of=8, description="columns that share a scale; they must divide the rows")
+    group: Count = Field(
+        default=32,
+        ge=8,
+        multiple_of=8,
+        description="columns that share a scale; they must divide the rows, and the kernels are for multiples of 32",
+    )
     affine: bool | None = Field(
         default=None, description="a least value beside the scale; null: at 4 bits, where small models need it, not at 8"
     )
