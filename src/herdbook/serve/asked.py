@@ -135,15 +135,10 @@ class CompletionAsked(Asked):
 
     prompt: Any = None
     suffix: str | None = None
-    max_tokens: int = 16
+    max_tokens: int | None = None
     logprobs: int | None = Field(default=None, ge=0)
     echo: bool | None = None
     best_of: int | None = None
-
-    @field_validator("max_tokens", mode="before")
-    @classmethod
-    def _default(cls, value: object) -> object:
-        return 16 if value is None else value
 
     def prompts(self) -> list[Prompt]:
         """The prompts: a text, token ids, or a list of either. Raises ApiError for anything else."""

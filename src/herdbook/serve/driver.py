@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from herdbook.infer.engine import Engine
 from herdbook.infer.request import Event, Request, Stats
@@ -46,7 +46,7 @@ class Ticket:
     began: float = field(default_factory=time.perf_counter)
     open: int = 0
     last: dict[tuple[int, int], float] = field(default_factory=dict)
-    _box: deque[tuple[int, Event]] = field(default_factory=deque)
+    _box: list[tuple[int, Event]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _failure: Exception | None = None
     _accepted: bool = False
@@ -60,16 +60,17 @@ class Ticket:
             await self._wait()
 
     async def take(self) -> list[tuple[int, Event]]:
-        """What came since the last time, by the prompt's place, at least one event; nothing once all are over.
+        """What came since the last time, by the prompt's place, one event for each text; nothing once all are over.
 
-        Raises what the engine failed with.
+        Who is behind finds several steps in one event, so that no backlog keeps the loop from its other work. Raises what the
+        engine failed with.
         """
         while not self._box:
             if self.open == 0:
                 return []
             await self._wait()
-        events, self._box = list(self._box), deque()
-        return events
+        box, self._box = self._box, []
+        return _merged(box)
 
     async def _wait(self) -> None:
         await self._news.wait()
@@ -87,6 +88,21 @@ class Ticket:
             self._box.append(news)
             self.open -= news[1].completion is not None
         self._news.set()
+
+
+def _merged(box: Sequence[tuple[int, Event]]) -> list[tuple[int, Event]]:
+    """The same with all events of a text in one."""
+    texts: dict[tuple[int, int], list[Event]] = {}
+    for place, event in box:
+        texts.setdefault((place, event.choice), []).append(event)
+    if len(texts) == len(box):
+        return list(box)
+    return [(place, _joined(events)) for (place, _), events in texts.items()]
+
+
+def _joined(events: Sequence[Event]) -> Event:
+    tokens = [token for event in events for token in event.tokens]
+    return replace(events[-1], tokens=tokens, text="".join(event.text for event in events))
 
 
 _News = tuple[int, Event] | Exception | None  # an event, a failure, or that the request was accepted

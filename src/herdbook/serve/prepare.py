@@ -15,6 +15,8 @@ from herdbook.serve.served import Served
 from herdbook.serve.shapes import ChatShape, CompletionShape, Shape
 from herdbook.serve.tools import takes_tools
 
+DEFAULT_TOKENS = 16  # of a completion, as in OpenAI's API
+
 
 def completion(asked: CompletionAsked, served: Served, limits: Limits) -> tuple[Shape, list[Request]]:
     """What `/v1/completions` runs. Raises ApiError for what is not served, or not within the limits."""
@@ -25,7 +27,8 @@ def completion(asked: CompletionAsked, served: Served, limits: Limits) -> tuple[
     _no_ranked_stream(asked, (asked.best_of or 0) > (asked.n or 1))
     prompts = asked.prompts()
     _count(len(prompts) * asked.texts, limits)
-    more = {"best_of": asked.best_of, "logprobs": asked.logprobs is not None, "max_tokens": asked.max_tokens}
+    room = min(DEFAULT_TOKENS, limits.max_tokens or DEFAULT_TOKENS) if asked.max_tokens is None else asked.max_tokens
+    more = {"best_of": asked.best_of, "logprobs": asked.logprobs is not None, "max_tokens": room}
     sampling = asked.sampling(limits, top_logprobs=max(asked.logprobs or 0, asked.prompt_logprobs or 0), **more)
     if asked.echo and asked.logprobs is not None:
         sampling = sampling.model_copy(update={"prompt_logprobs": True})

@@ -78,7 +78,8 @@ class Running(uvicorn.Server):
             self.should_exit = True
 
     async def _drain(self) -> None:
-        self.cut_off = not await self._server.drain()
+        finished = await self._server.drain()
+        self.cut_off = self.cut_off or not finished
         self.should_exit = True
 
 

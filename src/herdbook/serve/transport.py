@@ -125,7 +125,10 @@ class EventStream(Response):
         except ClientGone:
             pass
         except TimeoutError:
-            scope.get("extensions", {}).get(ABORT, lambda: None)()
+            abort = scope.get("extensions", {}).get(ABORT)
+            if abort is not None:
+                abort()
+                await _gone(receive)
         finally:
             self._close()
 
