@@ -189,3 +189,12 @@ def test_transformers_generates_the_same(folder: Path, words: Tokenizer) -> None
     done = theirs.generate(**batch, do_sample=False, max_new_tokens=10)
     text = their_words.decode(done[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     assert hb.load(folder).generate("hello there", temperature=0, max_tokens=10) == text
+
+
+def test_auto_is_float32_for_what_is_tiny_and_else_what_runs_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hb.load("llama2-tiny").save(tmp_path / "tiny")
+    monkeypatch.setattr("herdbook.api.training_dtype", lambda device: "bfloat16")
+    assert hb.load(tmp_path / "tiny", dtype="auto").model.compute_dtype == torch.float32
+    monkeypatch.setattr("herdbook.api.SMALL", 1000)
+    assert hb.load(tmp_path / "tiny", dtype="auto").model.compute_dtype == torch.bfloat16
+    assert hb.load("llama2-tiny", dtype="auto").model.compute_dtype == torch.bfloat16

@@ -30,6 +30,7 @@ from herdbook.interop.licenses import license_of
 from herdbook.interop.tokenizers import load_tokenizer
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.plan.peak import training_dtype
 from herdbook.tokenizer import Message, Tokenizer
 from herdbook.units import human_bytes
 
@@ -38,6 +39,7 @@ __all__ = ["LanguageModel", "load"]
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KINDS = {dtype: kind for kind, dtype in TYPES.items()}
 DTypeName = Literal["float32", "bfloat16", "float16"]
+SMALL = 20_000_000  # bytes; a model in smaller files computes in float32 under `auto`: there is nothing to win
 
 
 class Settings(TypedDict, total=False):
@@ -196,8 +198,8 @@ class LanguageModel:
 
 
 def load(
-    path: Path | str, *, tokenizer: Path | str | None = None, dtype: DTypeName = "float32", device: str = "cpu", seed: int = 0,
-    allow_pickle: bool = False, packed: bool = False,
+    path: Path | str, *, tokenizer: Path | str | None = None, dtype: DTypeName | Literal["auto"] = "float32",
+    device: str = "cpu", seed: int = 0, allow_pickle: bool = False, packed: bool = False,
 ) -> LanguageModel:  # fmt: skip
     """A model from disk, whatever its layout, or from a preset's name with random weights.
 
@@ -205,7 +207,8 @@ def load(
         path: a Hugging Face folder, a GGUF file, Meta's folder, a llama2.c file, or a name of the catalogue (`herdbook
             models`); a folder of that name goes before.
         tokenizer: a folder or file to take the tokenizer from; None: what lies with the model, if anything.
-        dtype: type of the weights and of the computation.
+        dtype: type of the weights and of the computation; auto: what runs fastest, bfloat16 where the device multiplies it
+            faster and the model is not tiny, else float32.
         device: `cpu`, `cuda`, …
         seed: of a preset's random weights.
         allow_pickle: read .bin and .pth weights too. They are pickles, of which only tensors are accepted.
@@ -219,7 +222,8 @@ def load(
     if folder.exists():
         if words is None:
             words = find_tokenizer(folder)
-        model = load_decoder(folder, dtype=_type(dtype), device=_device(device), allow_pickle=allow_pickle, packed=packed)
+        kind = _type(_fastest(folder, device) if dtype == "auto" else dtype)
+        model = load_decoder(folder, dtype=kind, device=_device(device), allow_pickle=allow_pickle, packed=packed)
         return LanguageModel(model, words, license=license_of(folder), source=str(path))
     if str(path) not in {preset.name for preset in list_models()}:
         names = ", ".join(preset.name for preset in list_models() if preset.tiny)
@@ -231,7 +235,7 @@ def load(
         cfg = cfg.model_copy(update={"vocab_size": None}).resolved(words.vocab_size)
     model = Decoder(cfg)
     model.init_weights(torch.Generator().manual_seed(seed))
-    model.compute_dtype = _type(dtype)
+    model.compute_dtype = _type(training_dtype(_device(device).type) if dtype == "auto" else dtype)
     return LanguageModel(model.to(_device(device), model.compute_dtype).eval(), words, source=str(path))
 
 
@@ -242,6 +246,12 @@ def _sampling(settings: Settings) -> Sampling:
         known = ", ".join(Sampling.model_fields)
         mistakes = [f"{'.'.join(map(str, row['loc']))}: {row['msg']} (it is {row['input']!r})" for row in error.errors()]
         raise UserError("; ".join(mistakes), where="sampling", todo=f"settings: {known}") from error
+
+
+def _fastest(path: Path, device: str) -> str:
+    """What a model on disk is best run in."""
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    return training_dtype(_device(device).type) if sum(file.stat().st_size for file in files) > SMALL else "float32"
 
 
 def _type(name: str) -> torch.dtype:

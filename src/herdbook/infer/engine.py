@@ -149,7 +149,7 @@ class Engine:
 
     def _kind(self, model: Decoder) -> type[NativeBackend] | type[TorchBackend]:
         """The C++ kernels where they are wanted, to be had, and serve this model; else torch."""
-        on_cpu = model.embed.weight.device.type == "cpu"
+        on_cpu = _device(model).type == "cpu"
         if self.cfg.backend == "native" and not on_cpu:
             raise UserError("the C++ kernels are for CPUs", where="engine.backend", todo="set it to auto or torch")
         # Who has changed what a decoder does wants that to run, and what is tiny is not worth a compilation.
@@ -164,7 +164,7 @@ class Engine:
 
     def _blocks(self, per_block: int) -> int:
         """How many blocks to have: what the memory holds, and not more than all rows could fill."""
-        device = self.model.embed.weight.device
+        device = _device(self.model)
         memory = self.cfg.kv_memory
         if memory is None and device.type == "cuda":
             memory = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
@@ -321,6 +321,11 @@ class _Desk:
         for number in numbers:
             self.scheduler.cancel(number)
             self._mail.pop(number, None)
+
+
+def _device(model: Decoder) -> torch.device:
+    """Where a model is, by its norms: the matrices may be quantised, which have no plain weight."""
+    return next(model.parameters()).device
 
 
 def _fingerprint(model: Decoder) -> list[object]:

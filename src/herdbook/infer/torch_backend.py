@@ -49,7 +49,7 @@ class TorchBackend:
     def __init__(self, model: Decoder, *, blocks: int, kv: KVKind = "auto") -> None:
         self.cfg: ModelConfig = model.cfg
         self.blocks = blocks
-        self._device, self._dtype = model.embed.weight.device, model.compute_dtype
+        self._device, self._dtype = next(model.parameters()).device, model.compute_dtype
         packs = _packs(self._device, self._dtype)
         self._model = _twin(model, pack=packs)
         if packs and self._model.unembed is None:

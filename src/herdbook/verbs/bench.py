@@ -26,12 +26,13 @@ def bench(
 
     from herdbook.api import load
     from herdbook.infer.bench import ours, peers
-    from herdbook.plan.peak import measure_bandwidth, training_dtype
+    from herdbook.plan.peak import measure_bandwidth
     from herdbook.verbs.talk import find_model
 
     where = find_model(path)
-    kind: Any = dtype or training_dtype("cuda" if torch.cuda.is_available() else "cpu")
-    lm = load(where, dtype=kind, packed=True, allow_pickle=allow_pickle)
+    wanted: Any = dtype or "auto"
+    lm = load(where, dtype=wanted, packed=True, allow_pickle=allow_pickle)
+    kind = str(lm.model.compute_dtype).removeprefix("torch.")
     if prompt + written > lm.config.context:
         raise UserError(
             f"a prompt of {prompt} and a text of {written} tokens are longer than the model's context of {lm.config.context}",

@@ -30,7 +30,7 @@ def generate(path: str, prompt: str, settings: dict[str, Any], n: int, *, allow_
     """Continue a prompt `n` times; the first seed is drawn when none is given, the next ones count up from it."""
     from herdbook.api import load
 
-    lm = load(find_model(path), allow_pickle=allow_pickle)
+    lm = load(find_model(path), dtype="auto", packed=True, allow_pickle=allow_pickle)
     first = settings.pop("seed")
     first = secrets.randbelow(2**31) if first is None else first
     if as_json:
@@ -48,7 +48,7 @@ def chat(path: str, system: str | None, settings: dict[str, Any], terminal: Term
     """A conversation, line by line; piped input is answered line by line too."""
     from herdbook.api import load
 
-    lm = load(find_model(path), allow_pickle=allow_pickle)
+    lm = load(find_model(path), dtype="auto", packed=True, allow_pickle=allow_pickle)
     if lm.tokenizer is None or lm.tokenizer.chat_template is None:
         raise UserError("this model has no chat template: it continues text, it was not taught to answer", where=lm.source,
                         todo=f"`herdbook generate {path} \"…\"`, or fine-tune it with `herdbook sft`")  # fmt: skip
