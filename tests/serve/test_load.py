@@ -178,7 +178,7 @@ def test_a_step_that_fails_ends_only_what_was_in_it() -> None:
         with pytest.raises(openai.InternalServerError, match="engine failed"):
             house.client().completions.create(model="base", **BY_CLIENT)
         assert house.client().completions.create(model="base", **BY_CLIENT).choices[0].text
-        assert sum(1 for _ in other) > 20
+        assert list(other)[-1].choices[0].finish_reason == "length"
         assert 'herdbook_engine_failures_total{model="base"} 1.0' in httpx.get(house.url + "/metrics").text
         assert house.quiet()
 

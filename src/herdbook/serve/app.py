@@ -25,6 +25,7 @@ from herdbook.serve.driver import Driver, Ticket
 from herdbook.serve.failures import ApiError, as_json, draining, of_user
 from herdbook.serve.guard import Gate, Guard
 from herdbook.serve.metrics import Metrics
+from herdbook.serve.pages import add_pages
 from herdbook.serve.served import Served
 from herdbook.serve.shapes import Shape
 from herdbook.serve.transport import ClientGone, EventStream, read_json, while_connected
@@ -170,6 +171,7 @@ def create_app(server: Server) -> FastAPI:
     # The pages that FastAPI makes of the schema load scripts from elsewhere.
     app = FastAPI(title="Herdbook", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     _add_routes(app, server)
+    add_pages(app)
     app.add_exception_handler(ApiError, _explain)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(ClientGone, _nobody)

@@ -26,6 +26,9 @@ from herdbook.serve.metrics import Metrics
 from herdbook.serve.served import Served
 
 log = logging.getLogger("herdbook.serve")
+# Seconds between two deliveries while nothing is urgent: a stream in fifty pieces a second reads as one in five hundred, and
+# each piece costs time of the cores that the engine runs on.
+PACE = 0.02
 
 
 @dataclass(eq=False)
@@ -38,6 +41,7 @@ class Ticket:
         began: when it was submitted, in seconds of a steady clock.
         open: prompts that are not over.
         last: when each text, by prompt and choice, had its last token.
+        begun: whether its first token is on its way; the engine's thread has it.
     """
 
     served: Served
@@ -46,6 +50,7 @@ class Ticket:
     began: float = field(default_factory=time.perf_counter)
     open: int = 0
     last: dict[tuple[int, int], float] = field(default_factory=dict)
+    begun: bool = False
     _box: list[tuple[int, Event]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _failure: Exception | None = None
@@ -125,6 +130,7 @@ class Driver:
         self._thread = threading.Thread(target=self._work, name="herdbook-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._out: list[tuple[Ticket, _News]] = []
+        self._sent = 0.0
         self._tickets: set[Ticket] = set()
 
     # ---- asyncio's side ----
@@ -212,11 +218,16 @@ class Driver:
             for line in lines:
                 if not line.idle:
                     self._step(line)
-            self._send()
+            now = time.perf_counter()
+            if now - self._sent >= PACE or any(map(_urgent, self._out)) or all(line.idle for line in lines):
+                self._send()
+                self._sent = now
 
     def _send(self) -> None:
         if self._out and self._loop is not None:
             out, self._out = self._out, []
+            for ticket, news in out:
+                ticket.begun = ticket.begun or isinstance(news, tuple)
             self._loop.call_soon_threadsafe(self._deliver, out)
 
     def _step(self, line: _Line) -> None:
@@ -233,6 +244,12 @@ class Driver:
 
     def _end(self) -> None:
         self._ending = True
+
+
+def _urgent(out: tuple[Ticket, _News]) -> bool:
+    """Whether somebody waits for this: the first token, the end, an answer of the queue."""
+    ticket, news = out
+    return not isinstance(news, tuple) or not ticket.begun or news[1].reason is not None
 
 
 class _Line:

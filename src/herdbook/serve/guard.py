@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from herdbook.serve import pages
 from herdbook.serve.config import Limits
 from herdbook.serve.failures import ApiError, draining
 from herdbook.serve.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/health"})  # without a key, and however much there is to do
+OPEN_PATHS = frozenset({"/health", *pages.FILES})  # without a key, and however much there is to do
 COUNTED = ("/v1/", "/tokenize", "/detokenize", "/health", "/metrics")  # paths that get a number of their own in the metrics
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,15 @@ from herdbook.serve.transport import ABORT
 if TYPE_CHECKING:
     from asyncio import TimerHandle, Transport
 
+# Seconds that the loop may keep Python to itself while the engine's thread waits for it to go on with a step; Python's own
+# 5 ms are the length of a step.
+SWITCH = 0.0005
+
 
 def serve(server: Server, at: socket.socket) -> None:
     """Answer until a signal comes. Raises Interrupted when requests were cut off."""
     running = Running(configured(server), server)
+    sys.setswitchinterval(SWITCH)
     running.run(sockets=[at])
     if running.cut_off:
         raise Interrupted("requests were cut off", todo="give them longer with limits.drain=5min", signal_number=running.signal)

@@ -88,7 +88,7 @@ class Pane {
 
   choose() {
     const model = this.model, badge = this.root.querySelector(".licence"), terms = this.root.querySelector(".terms");
-    badge.textContent = model ? `licence: ${model.license ?? "unknown"}` : "";
+    badge.textContent = model ? `licence: ${model.license?.id ?? "none"}` : "";
     badge.title = model?.terms ?? "";
     terms.textContent = model?.terms ?? "";
     badge.onclick = () => show(terms, terms.hidden);

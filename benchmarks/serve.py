@@ -1,0 +1,181 @@
+"""What the server costs over the engine alone, and whether many slow clients are all served.
+
+    python benchmarks/serve.py [--quick] [--device cuda] [--model PATH] [--clients N]
+
+Speed: 8 texts of equal length, once by `Engine.generate`, once as 8 streams of a server that is a process of its own, in turns;
+tokens a second, medians. The client reads raw sockets, so that it takes little of the machine that it shares with the server.
+
+Soak: many clients at once that read slowly, of which every tenth leaves in the middle. All others must get their whole text,
+and afterwards no block may be held.
+
+Without --model it is a random model of LLaMA-2's shape with 10 (--quick) or 135 million parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as Trained
+from tokenizers import decoders, models, pre_tokenizers
+
+import herdbook as hb
+from harness import finish, table
+from herdbook.api import LanguageModel
+from herdbook.infer.config import Sampling
+from herdbook.infer.engine import Engine
+from herdbook.model.config import ModelConfig
+from herdbook.model.decoder import Decoder
+from herdbook.tokenizer import Tokenizer
+
+STREAMS = 8
+SHAPES: dict[bool, dict[str, Any]] = {
+    True: {"d_model": 320, "n_layers": 8, "n_heads": 5, "context": 2048},
+    False: {"d_model": 576, "n_layers": 30, "n_heads": 9, "n_kv_heads": 3, "d_ff": 1536, "context": 2048},
+}
+
+
+def random_model(folder: Path, *, small: bool) -> Path:
+    """A model of random weights and single bytes, in a folder."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trained = Trained(models.BPE({letter: place for place, letter in enumerate(letters)}, []))
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trained.add_special_tokens(["<|end|>"])
+    model = Decoder(ModelConfig.model_validate({"vocab_size": 32_000, **SHAPES[small]}))
+    model.init_weights(torch.Generator().manual_seed(0))
+    LanguageModel(model, Tokenizer(trained.to_str(), {"eos_token": "<|end|>"})).save(folder)
+    return folder
+
+
+@contextmanager
+def served(model: Path, device: str) -> Iterator[int]:
+    """A server of the model; its port."""
+    words = [sys.executable, "-m", "herdbook", "serve", f"it={model}", "--port", "0", "--device", device]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+            if found:
+                break
+        else:
+            sys.exit("the server did not start")
+        try:
+            yield int(found[1])
+        finally:
+            process.terminate()
+
+
+async def stream(port: int, body: dict[str, Any], *, pause: float = 0.0, leave_after: int | None = None) -> int:
+    """Read a stream; how many tokens came, or -1 when it did not end as it should."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    text = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
+    )
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + text)
+    count, done = -1, False
+    try:
+        pieces = 0
+        while line := await reader.readline():
+            pieces += line.startswith(b"data:")
+            if pieces == leave_after:
+                return 0
+            if b'"completion_tokens":' in line:
+                count = json.loads(line[6:])["usage"]["completion_tokens"]
+            done = done or line.startswith(b"data: [DONE]")
+            if pause:
+                await asyncio.sleep(pause)
+    finally:
+        writer.close()
+    return count if done else -1
+
+
+def prompt(number: int, turn: int, length: int) -> str:
+    """Texts that share no beginning, in other turns neither."""
+    return (f"{turn:03d} {number:03d} " * length)[:length]
+
+
+async def streams(port: int, turn: int, tokens: int) -> float:
+    """Tokens a second of the server's streams."""
+    asked = [
+        {"prompt": prompt(number, turn, 64), "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+        for number in range(STREAMS)
+    ]
+    began = time.perf_counter()
+    counts = await asyncio.gather(*(stream(port, body) for body in asked))
+    assert counts == [tokens] * STREAMS, counts
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def alone(engine: Engine, turn: int, tokens: int) -> float:
+    """Tokens a second of the engine itself."""
+    began = time.perf_counter()
+    done = engine.generate(
+        [prompt(number, turn, 64) for number in range(STREAMS)], Sampling(max_tokens=tokens, ignore_end=True, temperature=0)
+    )
+    assert all(len(one.ids) == tokens for one in done)
+    return STREAMS * tokens / (time.perf_counter() - began)
+
+
+async def soak(port: int, clients: int, tokens: int) -> dict[str, Any]:
+    """Many slow clients at once: how many texts were lost, and how long it took."""
+    began = time.perf_counter()
+    counts = await asyncio.gather(*(
+        stream(port, {"prompt": prompt(number, 999, 32), "max_tokens": tokens, "ignore_eos": True, "seed": number}, pause=0.02,
+               leave_after=tokens // 4 if number % 10 == 9 else None)
+        for number in range(clients)
+    ))  # fmt: skip
+    stayed = [count for number, count in enumerate(counts) if number % 10 != 9]
+    await asyncio.sleep(1)
+    metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    held = float(re.findall(r"^herdbook_kv_blocks_held\{.*\} (\S+)$", metrics, re.MULTILINE)[0])
+    return {"clients": clients, "lost": sum(count != tokens for count in stayed), "blocks_held_after": held,
+            "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller model and fewer turns, within two minutes")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", type=Path, help="a model folder or .gguf file")
+    parser.add_argument("--clients", type=int, default=200)
+    asked = parser.parse_args()
+    turns, tokens = (3, 192) if asked.quick else (7, 256)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = asked.model or random_model(Path(scratch) / "model", small=asked.quick)
+        kind = "bfloat16" if asked.device == "cuda" else "float32"
+        lm = hb.load(path, dtype=kind, device=asked.device, packed=True)
+        rates: dict[str, list[float]] = {"engine": [], "server": []}
+        with served(path, asked.device) as port:
+            for turn in range(turns + 1):  # the first one warms up
+                found = {"engine": alone(lm.engine, turn, tokens), "server": asyncio.run(streams(port, turn, tokens))}
+                for name, rate in found.items():
+                    rates[name] += [rate] if turn else []
+            lasted = asyncio.run(soak(port, asked.clients, 64))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    share = statistics.median(b / a for a, b in zip(rates["engine"], rates["server"], strict=True))
+    table(f"{STREAMS} texts at once, {lm.parameters:,} parameters", ["what", "tokens/s"],
+          [[name, f"{rate:,.0f}"] for name, rate in medians.items()])  # fmt: skip
+    table("slow clients", list(lasted), [[str(value) for value in lasted.values()]])
+    whole = float(lasted["lost"] == 0 and lasted["blocks_held_after"] == 0)
+    results = {"tokens_per_second": medians, "parameters": lm.parameters, "soak": lasted}
+    ratios = {"server/engine at 8 streams": share, "soak without loss or leak": whole}
+    finish("serve", results, ratios, {"server/engine at 8 streams": 0.95, "soak without loss or leak": 1.0}, asked.device)
+
+
+if __name__ == "__main__":
+    main()
