@@ -34,7 +34,7 @@ def serve(
         keys: API keys; none: those in HERDBOOK_API_KEY.
         engine: `herdbook` or `vllm`.
         device: `auto`, or as torch names it.
-        dtype: of the computation; None: bfloat16 on a GPU, else float32.
+        dtype: of the computation; None: what runs fastest.
     """
     models, settings = split(words)
     keys = keys_of(keys)
@@ -100,8 +100,7 @@ def _load(
     if commercial and license_ is not None:
         require_commercial(license_, path)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    kind = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    lm = load(find_model(path), dtype=kind, device=device, allow_pickle=allow_pickle, packed=True)  # type: ignore[arg-type]
+    lm = load(find_model(path), dtype=dtype or "auto", device=device, allow_pickle=allow_pickle, packed=True)  # type: ignore[arg-type]
     if lm.tokenizer is None:
         raise UserError("this model has no tokenizer, so it cannot be served", where=path, todo="serve a folder that has one")
     served = Served(name, Engine(lm.model, lm.tokenizer, cfg.engine), license_, path)
