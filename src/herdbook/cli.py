@@ -377,7 +377,7 @@ def serve(
     engine: Annotated[str, typer.Option(metavar="herdbook|vllm", help="vllm hands the same folder to vLLM")] = "herdbook",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU where there is one")] = "auto",
     dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; bfloat16 on a GPU, else float32")
+        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; default: what runs fastest")
     ] = None,
     commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
     allow_pickle: AllowPickle = False,
