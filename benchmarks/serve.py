@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ from herdbook.infer.config import Sampling
 from herdbook.infer.engine import Engine
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.threads import SPINS
 from herdbook.tokenizer import Tokenizer
 
 STREAMS = 8
@@ -154,11 +156,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder or .gguf file")
     parser.add_argument("--clients", type=int, default=200)
     asked = parser.parse_args()
+    if "GOMP_SPINCOUNT" not in os.environ:  # the server's threads wait like this too, and torch has been loaded here already
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GOMP_SPINCOUNT": SPINS})
     turns, tokens = (3, 192) if asked.quick else (7, 256)
     with tempfile.TemporaryDirectory() as scratch:
         path = asked.model or random_model(Path(scratch) / "model", small=asked.quick)
-        kind = "bfloat16" if asked.device == "cuda" else "float32"
-        lm = hb.load(path, dtype=kind, device=asked.device, packed=True)
+        lm = hb.load(path, dtype="auto", device=asked.device, packed=True)
         rates: dict[str, list[float]] = {"engine": [], "server": []}
         with served(path, asked.device) as port:
             for turn in range(turns + 1):  # the first one warms up
