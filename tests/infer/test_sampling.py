@@ -129,6 +129,8 @@ def test_log_probabilities_are_the_softmaxs(row: np.ndarray, top: int) -> None:
         {"min_p": 2},
         {"repetition_penalty": 0},
         {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {1: 1e30}},
+        {"logit_bias": {-1: 1.0}},
         {"stop": ""},
         {"stop": ["a", ""]},
         {"seed": -1},

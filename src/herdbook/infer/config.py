@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from herdbook.config import Config
 from herdbook.units import Bytes, Count, Share
+
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-1e4, le=1e4)]  # any logit is far below; larger ones would not fit a sum in float32
 
 
 class Sampling(Config):
@@ -39,7 +42,7 @@ class Sampling(Config):
     frequency_penalty: float = Field(
         default=0.0, allow_inf_nan=False, description="taken off a token's logit for each time the text has it"
     )
-    logit_bias: dict[int, FiniteFloat] = Field(default_factory=dict, description="added to the logits of these ids")
+    logit_bias: dict[TokenId, Bias] = Field(default_factory=dict, description="added to the logits of these ids")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the draws; the n-th text of a prompt counts up from it")
     stop: tuple[str, ...] = Field(default=(), description="texts that end the generation and are left out of it")
     stop_ids: tuple[int, ...] = Field(default=(), description="tokens that end the generation and are left out of it")
