@@ -17,9 +17,12 @@ from herdbook.console import Terminal
 from herdbook.errors import UserError
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import Decoder
+from herdbook.train.config import TrainConfig
 from herdbook.train.parallel.config import Layout, ParallelConfig
 from herdbook.train.parallel.shard import Spread, empty_decoder, materialize
 from herdbook.train.parallel.world import World, joined
+from herdbook.train.pretrain import Pretraining
+from herdbook.train.schedule import plan_batches
 
 Found = Callable[[str, int], dict[str, Any]]
 JOBS = {2: "agreement,curves,precision,optimizers,looks,pass_on", 4: "agreement,curves,precision,looks,pass_on"}
@@ -204,15 +207,19 @@ def test_key_heads_are_dealt_or_copied(tensor: int) -> None:
     cfg.require_fit(cfg.layout(tensor), ModelConfig(**LLAMA2_70B), sequences=1)
 
 
-def test_a_step_is_shared_out_in_its_order() -> None:
-    batches = list(range(12))
+def test_a_step_is_shared_out_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = TrainConfig(tokens=10 * 12 * 16, tokens_per_step=12 * 16, context=16)
+    monkeypatch.setattr(Pretraining, "__init__", lambda self: None)  # which sequences there are needs no tokens
+    task = Pretraining()  # type: ignore[call-arg]
+    task.batches, task.left_out = plan_batches(cfg, 16), []
     for layout in (Layout(2, 3, 2), Layout(1, 4, 1), Layout(3, 1, 4), Layout()):
-        shares = [Spread(layout, rank).share(batches) for rank in range(layout.size)]
+        shares = []
+        for rank in range(layout.size):
+            task.share = (layout.data_rank(rank), layout.data_ranks)
+            shares.append(list(task.own_sequences(3)))
         kept = [shares[rank] for rank in range(layout.size) if Spread(layout, rank).counts]
-        assert [batch for share in kept for batch in share] == batches
+        assert [sequence for share in kept for sequence in share] == list(task.sequences(3)) == list(range(36, 48))
         assert all(shares[rank] == kept[rank // layout.tensor] for rank in range(layout.size))
-    with pytest.raises(ValueError, match="12 micro-batches"):
-        Spread(Layout(1, 5, 1)).share(batches)
 
 
 def test_parts_of_a_matrix_draw_the_same_dropout_unless_they_hold_other_values() -> None:
