@@ -34,6 +34,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only warnings and er
 Commercial = Annotated[bool, typer.Option("--commercial", help="refuse sources whose licence forbids commercial use")]
 Workers = Annotated[int | None, typer.Option(min=1, help="processes to use; the number of cores if not given")]
 Out = Annotated[Path | None, typer.Option(help="the folder to write to")]
+LicenseId = Annotated[str | None, typer.Option("--license", help="SPDX id, where the source does not state its licence")]
+TokenizerPath = Annotated[Path | None, typer.Option("--tokenizer", help="where the tokenizer lies, if not with the model")]
+CommercialModel = Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")]
+Force = Annotated[bool, typer.Option("--force", help="replace a file that is there")]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="read .bin and .pth weights too; of these pickles only tensors are accepted")
 ]
@@ -138,7 +142,7 @@ def plan(
     ] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="the one dial: so many layers, and a whole recipe follows")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the recipe of a depth to this file")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -379,7 +383,7 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; default: what runs fastest")
     ] = None,
-    commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
+    commercial: CommercialModel = False,
     allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
 ) -> None:
@@ -416,17 +420,13 @@ def convert(
         str | None,
         typer.Option("--type", help="F32, F16 or BF16, in GGUF also Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; as it is if not given"),
     ] = None,
-    license_id: Annotated[
-        str | None, typer.Option("--license", help="SPDX id, where the source does not state its licence")
-    ] = None,
-    tokenizer_path: Annotated[
-        Path | None, typer.Option("--tokenizer", help="where the tokenizer lies, if not with the model")
-    ] = None,
+    license_id: LicenseId = None,
+    tokenizer_path: TokenizerPath = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="longest sequence, where the source does not tell it (Meta's layout)")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
-    commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
+    force: Force = False,
+    commercial: CommercialModel = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -462,14 +462,10 @@ def quantize(
         Path | None, typer.Option(metavar="PATH", help="with --table: what to measure on; the run's corpus if not given")
     ] = None,
     tokens: Annotated[str, typer.Option(help="with --table: tokens to measure on")] = "32768",
-    tokenizer_path: Annotated[
-        Path | None, typer.Option("--tokenizer", help="where the tokenizer lies, if not with the model")
-    ] = None,
-    license_id: Annotated[
-        str | None, typer.Option("--license", help="SPDX id, where the source does not state its licence")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
-    commercial: Annotated[bool, typer.Option("--commercial", help="refuse a model that may not be used commercially")] = False,
+    tokenizer_path: TokenizerPath = None,
+    license_id: LicenseId = None,
+    force: Force = False,
+    commercial: CommercialModel = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
