@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from herdbook import cli
+from herdbook.cli import road as verbs
 from herdbook.config import ConfigError
 from herdbook.facts.mixtures import find_mixture
 from herdbook.facts.models import Preset, find_model, list_models
@@ -59,7 +59,7 @@ def test_dry_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.chdir(tmp_path)  # where there is no data
     monkeypatch.setattr(peak, "BUDGET_S", 0.001)
     monkeypatch.setattr(peak, "SIDES", {"cpu": (64,)})
-    cli.run(path.stem, dry_run=True, as_json=True)
+    verbs.run(path.stem, dry_run=True, as_json=True)
     facts = json.loads(capsys.readouterr().out)
     recipe = load_recipe(path)
     assert facts["run"] == str(Path("runs") / path.stem)
@@ -82,7 +82,7 @@ def test_a_dry_run_tells_a_person_what_is_missing(
     folder = tmp_path / "data" / "c4"
     folder.mkdir(parents=True)
     (folder / "a.jsonl").write_text('{"text": "Once upon a time."}\n')
-    cli.run("llama-7b", dry_run=True)
+    verbs.run("llama-7b", dry_run=True)
     said = capsys.readouterr().err
     assert "data/commoncrawl (nothing there)" in said
     assert "data/c4 (nothing there)" not in said
