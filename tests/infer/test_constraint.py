@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
+import time
 from typing import Any
 
+import llguidance
 import pytest
 
 from herdbook.errors import UserError
+from herdbook.infer.constraint import guide
 from herdbook.infer.engine import Engine, EngineConfig, Sampling
 
 from .conftest import byte_tokenizer, make_decoder
@@ -65,6 +69,78 @@ def test_a_wrong_form_is_said_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(wrong))}: "):
         engine.generate(["x"], Sampling(**wrong))
     assert engine.scheduler.idle
+
+
+def test_a_form_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    library = llguidance.LLMatcher
+    monkeypatch.setattr(llguidance, "LLMatcher", CountedMatchers(library, counted))
+    engine = Engine(MODEL, TOKENIZER)
+    sampling = Sampling(regex="(compiled|once)!", max_tokens=20)
+    requests = [engine.request("x", sampling) for _ in range(5)]
+    assert len(counted) == 1
+    for request in requests:
+        engine.scheduler.submit(request)
+    texts = []
+    while not engine.scheduler.idle:
+        texts += [event.completion.text for event in engine.scheduler.step() if event.completion is not None]
+    assert (len(counted), len(texts)) == (1, 5)
+    assert set(texts) <= {"compiled!", "once!"}
+
+
+class CountedMatchers:
+    """The library's class, with the forms that were compiled."""
+
+    def __init__(self, library: Any, counted: list[str]) -> None:
+        self._library, self._counted = library, counted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def __call__(self, vocabulary: Any, grammar: str, **more: Any) -> Any:
+        self._counted.append(grammar)
+        return self._library(vocabulary, grammar, **more)
+
+
+@pytest.mark.parametrize("number", ["999983", "0.999983", "1e9", "1.000003e-5", "1e300"])
+def test_what_would_take_long_to_compile_is_refused(number: str) -> None:
+    began = time.process_time()
+    for wanted in (
+        {"json_schema": {"type": "array", "items": {"type": "number", "multipleOf": float(number)}}},
+        {"grammar": f'start: %json {{ "type": "number", "multipleOf" : {number} }}'},
+    ):
+        with pytest.raises(UserError, match="multipleOf"):
+            guide(Sampling.model_validate(wanted), TOKENIZER)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("number", [7, 0.01, 2.50, 1000, 99999])
+def test_multiples_that_are_compiled(number: float) -> None:
+    schema = {"type": "array", "items": {"type": "number", "multipleOf": number}, "minItems": 1}
+    assert guide(Sampling(json_schema=schema), TOKENIZER) is not None
+
+
+def test_a_form_that_becomes_too_complex_ends_its_text_alone() -> None:
+    engine = Engine(MODEL, TOKENIZER)
+    form = guide(Sampling(regex="[a-z]{1,50}"), TOKENIZER)
+    assert form is not None
+    with pytest.raises(UserError, match="too complex"):
+        form.take(TOKENIZER.encode("1")[0])  # the library treats what cannot be like what it cannot tell
+    request = engine.request("x", Sampling(regex="[a-z]{5,50}", max_tokens=20))
+    spoilt = engine.scheduler.submit(dataclasses.replace(request, form=form))
+    sound = engine.scheduler.submit(request)
+    events = []
+    while not engine.scheduler.idle:
+        events += engine.scheduler.step()
+    assert [event.request for event in events if isinstance(event.error, UserError)] == [spoilt]
+    assert [event.request for event in events if event.completion is not None] == [sound]
+    assert engine.scheduler.pool.held == 0
+
+
+def test_a_request_without_its_form_is_a_mistake() -> None:
+    engine = Engine(MODEL, TOKENIZER)
+    with pytest.raises(ValueError, match="form"):
+        engine.scheduler.submit(dataclasses.replace(engine.request("x", Sampling(regex="b")), form=None))
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

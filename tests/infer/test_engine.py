@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herdbook.errors import UserError
+from herdbook.infer.backend import Span
 from herdbook.infer.engine import Engine, EngineConfig
+from herdbook.infer.native import build
 from herdbook.infer.sampling import Sampling
 from herdbook.model.decoder import Decoder
 
@@ -40,6 +44,33 @@ def test_greedy_tokens_equal_recomputing(kind: str, batch: list[list[int]], coun
     wanted = [Sampling(temperature=0, max_tokens=count) for count, _ in zip(counts, batch, strict=False)]
     done = Engine(model, None, EngineConfig(rows=rows)).generate(batch, wanted)
     assert [completion.ids for completion in done] == [recompute(model, *pair) for pair in zip(batch, counts, strict=False)]
+
+
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_greedy_tokens_through_a_window(backend: str, kv: str) -> None:
+    """Each token is the likeliest by recomputing, or in 8 bits nearly; prompts begin alike and come twice, in pieces."""
+    if backend == "native" and build.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    most = 1e-3 if kv == "auto" else 0.2
+
+    @settings(max_examples=10)
+    @given(
+        kind=st.sampled_from([kind for kind in KINDS if "window" in kind]), step_tokens=st.sampled_from([3, 17, 60]),
+        prefix_cache=st.booleans(), starts=st.lists(st.sampled_from([0, 16, 32]), min_size=1, max_size=5),
+    )  # fmt: skip
+    def check(kind: str, step_tokens: int, prefix_cache: bool, starts: list[int]) -> None:
+        cfg = {"backend": backend, "kv": kv, "step_tokens": step_tokens, "prefix_cache": prefix_cache, "rows": 3}
+        engine = Engine(MODELS[kind], None, EngineConfig.model_validate(cfg))
+        batch = [[7] * start + [50 + 3 * number, 9, number] for number, start in enumerate(starts)]
+        for prompt, done in zip(2 * batch, engine.generate(batch + batch, Sampling(temperature=0, max_tokens=8)), strict=True):
+            with torch.inference_mode():
+                logits = MODELS[kind](torch.tensor([prompt + done.ids[:-1]]))[0, len(prompt) - 1 :]
+            chosen = logits.gather(1, torch.tensor(done.ids)[:, None])[:, 0]
+            assert len(done.ids) == min(8, CONTEXT - len(prompt) + 1)
+            assert (logits.amax(1) - chosen).max() < most
+
+    check()
 
 
 @settings(deadline=None, max_examples=30)
@@ -324,3 +355,24 @@ def test_each_model_takes_the_backend_that_serves_it(monkeypatch: pytest.MonkeyP
     assert kind(Script(b"a"), "auto") is TorchBackend
     monkeypatch.setattr(native, "available", lambda: (False, "no compiler"))
     assert kind(large, "auto") is TorchBackend
+
+
+def test_a_step_that_fails_is_raised_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(MODELS["gqa"], TOKENIZER)
+    expected = engine.generate([[1, 2, 3]], Sampling(temperature=0, max_tokens=6))
+    run, calls = engine.scheduler.backend.run, []
+
+    def broken(spans: Sequence[Span]) -> torch.Tensor:
+        calls.append(spans)
+        if len(calls) % 3 == 0:
+            raise MemoryError("no memory for a step")
+        return run(spans)
+
+    monkeypatch.setattr(engine.scheduler.backend, "run", broken)
+    with pytest.raises(MemoryError, match="no memory"):
+        engine.generate([[1, 2, 3], [4]], Sampling(temperature=0, max_tokens=6))
+    assert (engine.scheduler.idle, engine.stats().blocks_held) == (True, 0)
+    with pytest.raises(MemoryError, match="no memory"):
+        list(engine.stream([1, 2, 3], Sampling(temperature=0, max_tokens=6)))
+    monkeypatch.undo()
+    assert engine.generate([[1, 2, 3]], Sampling(temperature=0, max_tokens=6)) == expected

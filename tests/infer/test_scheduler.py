@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herdbook.errors import UserError
+from herdbook.infer.backend import Span
 from herdbook.infer.config import EngineConfig, Sampling
-from herdbook.infer.request import Busy, Completion, Event, Request
+from herdbook.infer.request import Busy, Completion, Event, Request, Token
+from herdbook.infer.sampling import FloatArray
 from herdbook.infer.scheduler import Scheduler
+from herdbook.infer.sequence import Sequence as Text
 from herdbook.infer.torch_backend import TorchBackend
 from herdbook.model.decoder import Decoder
 
@@ -286,3 +290,89 @@ def test_books_are_kept() -> None:
     assert replace(scheduler.stats(), steps=0) == replace(
         stats, running=0, blocks_held=0, prompt_tokens=40, cached_tokens=16, computed_tokens=22 + 6, steps=0
     )
+
+
+class Failing(TorchBackend):
+    """A backend whose passes fail on demand, by their number."""
+
+    def __init__(self, model: Decoder, blocks: int, wrong: set[int]) -> None:
+        super().__init__(model, blocks=blocks)
+        self.wrong, self.passes = wrong, 0
+
+    def run(self, spans: Sequence[Span]) -> torch.Tensor:
+        self.passes += 1
+        logits_WV = super().run(spans)
+        if self.passes - 1 in self.wrong:
+            raise MemoryError("no memory for a step")
+        return logits_WV
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), wrong=st.sets(st.integers(0, 12), max_size=6), rows=st.integers(1, 4), blocks=st.integers(LEAST, 20))
+def test_a_pass_that_fails_ends_what_was_in_it(data: st.DataObject, wrong: set[int], rows: int, blocks: int) -> None:
+    asked = [
+        request(prompt, temperature=0, max_tokens=4, ignore_end=True, n=n)
+        for prompt, n in data.draw(st.lists(st.tuples(prompts, st.integers(1, 2)), min_size=1, max_size=6))
+    ]
+    whole = make(blocks=blocks)
+    expected = {number: finish(whole)[0][number].ids for number in (whole.submit(one) for one in asked)}
+    backend = Failing(MODELS["gqa"], blocks, wrong)
+    scheduler = Scheduler(backend, EngineConfig(rows=rows, step_tokens=24))
+    numbers = [scheduler.submit(one) for one in asked]
+    done, events = finish(scheduler)
+    lost = [event.request for event in events if event.error is not None]
+    assert sorted([*done, *lost]) == numbers, "every request has one end"
+    assert bool(lost) == any(place < backend.passes for place in wrong)
+    assert scheduler.pool.held == 0
+    assert {number: done[number].ids for number in done} == {number: expected[number] for number in done}
+    backend.wrong = set()
+    again = scheduler.submit(asked[0])
+    assert finish(scheduler)[0][again].ids == expected[0]
+    assert scheduler.failures == 0
+
+
+def test_a_second_failure_in_a_row_ends_everything() -> None:
+    backend = Failing(MODELS["gqa"], 64, {1, 2})
+    scheduler = Scheduler(backend, EngineConfig(rows=1))
+    for number in range(4):
+        scheduler.submit(request([number + 1] * 20, temperature=0, max_tokens=5))
+    assert [scheduler.step()[0].request, scheduler.step()[0].request] == [0, 0]
+    assert (scheduler.failures, scheduler.idle) == (1, False)
+    assert [event.request for event in scheduler.step()] == [1, 2, 3]
+    assert (scheduler.failures, scheduler.idle, scheduler.pool.held) == (2, True, 0)
+    scheduler.submit(request([1] * 20, temperature=0, max_tokens=2))
+    finish(scheduler)
+    assert scheduler.stats().cached_tokens == 0, "what the passes before had computed is not trusted"
+
+
+@pytest.mark.parametrize("text", [[1] * 20, [1]])
+def test_what_fails_before_the_pass_ends_too(text: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(pairs: object) -> None:
+        raise MemoryError("no memory for a copy")
+
+    scheduler = make()
+    branching = scheduler.submit(request(text, n=3, max_tokens=5, ignore_end=True))
+    scheduler.step()
+    monkeypatch.setattr(scheduler.backend, "copy", broken)
+    waiting = scheduler.submit(request([7], max_tokens=5))
+    assert [(event.request, type(event.error)) for event in scheduler.step()] == [(branching, MemoryError)]
+    monkeypatch.undo()
+    assert set(finish(scheduler)[0]) == {waiting}
+    assert scheduler.pool.held == 0
+
+
+def test_a_text_that_fails_is_no_matter_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = make()
+    numbers = [scheduler.submit(request([5, place], n=2, max_tokens=4, seed=place, ignore_end=True)) for place in range(3)]
+    drawn = Text.draw
+
+    def broken(self: Text, rows_WV: FloatArray, greedy_W: Sequence[int]) -> tuple[list[Token], int]:
+        if (self.job, self.choice, len(self.tokens)) == (numbers[1], 0, 2):
+            raise UserError("too complex")
+        return drawn(self, rows_WV, greedy_W)
+
+    monkeypatch.setattr(Text, "draw", broken)
+    done, events = finish(scheduler)
+    assert set(done) == {numbers[0], numbers[2]}
+    assert [event.request for event in events if event.error is not None] == [numbers[1]]
+    assert scheduler.pool.held == 0

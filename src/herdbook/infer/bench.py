@@ -94,11 +94,13 @@ def _steps(engine: Engine, count: int, prompt: int, written: int) -> list[float]
     before = scheduler.stats().computed_tokens
     while not scheduler.idle:
         began = time.perf_counter()
-        scheduler.step()
+        events = scheduler.step()
         elapsed, after = time.perf_counter() - began, scheduler.stats().computed_tokens
         if after - before == count:
             times.append(elapsed)
         before = after
+        for error in (event.error for event in events if event.error is not None):
+            raise error
     return times
 
 

@@ -18,6 +18,7 @@ import torch
 from herdbook.errors import UserError
 from herdbook.infer.backend import BLOCK
 from herdbook.infer.config import EngineConfig
+from herdbook.infer.constraint import guide
 from herdbook.infer.request import Completion, Event, Request, Stats
 from herdbook.infer.sampling import Sampling
 from herdbook.infer.scheduler import Scheduler
@@ -98,7 +99,7 @@ class Engine:
         """What to submit for a prompt.
 
         Raises UserError when it is longer than the context and `truncate_prompt` is off, holds what is no id, or is empty
-        where the tokenizer has no token to begin with.
+        where the tokenizer has no token to begin with, and when the form is wrong, which is compiled here.
         """
         if sampling.stop:
             self._needs_tokenizer()
@@ -116,7 +117,7 @@ class Engine:
         room = min(sampling.max_tokens, self.context - len(ids) + 1)
         # Text that goes on from a text keeps its first space.
         before = ids[-8:] if isinstance(prompt, str) and self.tokenizer is not None else ()
-        return Request(ids, sampling, room, before, timeout)
+        return Request(ids, sampling, room, before, timeout, guide(sampling, self.tokenizer))
 
     def stats(self) -> Stats:
         """How the engine stands."""
@@ -187,7 +188,7 @@ class Engine:
             prompts: texts, or lists of ids (which are taken as they are).
             sampling: settings for all, or one for each prompt.
 
-        Raises UserError as `request` does, and for what the memory or the constraint's library says.
+        Raises UserError as `request` does and when the memory is too small, and what a step of the model fails with.
         """
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         if len(settings) != len(prompts):
@@ -203,6 +204,8 @@ class Engine:
                 desk.step()
                 for number in numbers:
                     for event in desk.take(number):
+                        if event.error is not None:
+                            raise event.error
                         if event.completion is not None:
                             done[number] = event.completion
         finally:
@@ -224,6 +227,8 @@ class Engine:
         try:
             while True:
                 for event in desk.take(number):
+                    if event.error is not None:
+                        raise event.error
                     if event.text:
                         yield event.text
                     if event.completion is not None:

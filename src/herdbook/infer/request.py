@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from herdbook.errors import UserError
 from herdbook.infer.config import Sampling
+from herdbook.infer.constraint import Guide
 from herdbook.infer.text import FinishReason
 
 
@@ -24,6 +25,7 @@ class Request:
         room: most tokens to generate: `max_tokens`, or what the context leaves.
         before: ids that the text follows, as `TextStream` wants them; none when the text stands alone.
         timeout: seconds after which it ends with what it has; None: never.
+        form: what `constraint.guide` makes of settings that want a form.
     """
 
     prompt: Sequence[int]
@@ -31,6 +33,7 @@ class Request:
     room: int
     before: Sequence[int] = ()
     timeout: float | None = None
+    form: Guide | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Event:
         text: what may be shown now; joined, the completion's text.
         reason: why this text is over; None while it goes on.
         completion: with the last event of a request, all of it. Where texts are ranked (best_of, beams) nothing comes before.
+        error: what a step failed with that the request was in; this is its last event, and there is no completion.
     """
 
     request: int
@@ -93,6 +97,7 @@ class Event:
     text: str = ""
     reason: FinishReason | None = None
     completion: Completion | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)

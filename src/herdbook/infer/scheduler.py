@@ -9,6 +9,9 @@ none, the latest running one gives its blocks back and waits; what it had is com
 cache). The first one in line can take blocks from all others and every request fits alone, so there is always progress.
 A request whose beginning another one is computing at the moment waits for that, and then takes it from the cache.
 
+A pass over the model that fails, for want of memory say, ends the requests that were in it with an error, and the others go on.
+When the next one fails too, all end so.
+
 Nothing here reads a clock but for timeouts, and nothing about a text depends on what runs beside it. One thread drives it.
 """
 
@@ -25,7 +28,6 @@ from herdbook.infer.backend import BLOCK, Backend, Span
 from herdbook.infer.beams import Beams
 from herdbook.infer.blocks import BlockPool, Blocks, Key, blocks_for
 from herdbook.infer.config import EngineConfig
-from herdbook.infer.constraint import guide
 from herdbook.infer.request import Busy, Completion, Event, Request, Stats, Token
 from herdbook.infer.sampling import FloatArray
 from herdbook.infer.sequence import Sequence, as_array
@@ -83,6 +85,9 @@ class Scheduler:
         tokenizer: for text, end tokens and forms; without one only ids come out.
         drafter: guesses tokens ahead.
         clock: seconds, for timeouts.
+
+    Attributes:
+        failures: steps in a row that failed, the last one included.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._out: list[Event] = []
         self._next = 0
+        self.failures = 0
         self._counts = dict.fromkeys(
             ("prompt_tokens", "cached_tokens", "computed_tokens", "preemptions", "drafted", "accepted", "steps"), 0
         )
@@ -107,7 +113,7 @@ class Scheduler:
     def submit(self, request: Request) -> int:
         """Queue a request; its number.
 
-        Raises Busy when the queue is full, and UserError when it could never fit the memory, or its form is wrong.
+        Raises Busy when the queue is full, and UserError when it could never fit the memory.
         """
         if self.full:
             raise Busy(f"{len(self._waiting):,} requests are waiting already", todo="try again later, or raise `queue`")
@@ -118,8 +124,10 @@ class Scheduler:
                 where="engine.kv_memory", todo="raise it, or ask for fewer tokens",
             )  # fmt: skip
         sampling = request.sampling
+        if sampling.constrained and request.form is None:
+            raise ValueError("the settings want a form, and the request has none: `Engine.request` compiles it")
         writer = Writer(sampling, self._tokenizer, request.room, request.before)
-        form = guide(sampling, self._tokenizer)
+        form = None if request.form is None else request.form.copy()
         number, self._next = self._next, self._next + 1
         job = _Job(number, request, None if request.timeout is None else self._clock() + request.timeout)
         job.beams = Beams(sampling.beams) if sampling.beams else None
@@ -140,9 +148,8 @@ class Scheduler:
         job = self._jobs.get(number)
         if job is None:
             return False
-        live = [one for one in (*self._running, *self._waiting) if one.job == number]
+        live = self._live(job)
         if job.beams is not None:
-            live += [one for one in job.beams.offered if one not in live]
             job.beams.close(live, reason)
             self._end_beams(job, live)
             return True
@@ -151,6 +158,11 @@ class Scheduler:
             sequence.writer.finish(reason)
             self._end(job, sequence, (), sequence.writer.text[shown:])
         return True
+
+    def _live(self, job: _Job) -> list[Sequence]:
+        """A request's texts that are not over."""
+        live = [one for one in (*self._running, *self._waiting) if one.job == job.number]
+        return live if job.beams is None else [*live, *(one for one in job.beams.offered if one not in live)]
 
     @property
     def full(self) -> bool:
@@ -175,15 +187,47 @@ class Scheduler:
     # ---- a step ----
 
     def step(self) -> list[Event]:
-        """One pass over the model for whatever is due; what came of it."""
+        """One pass over the model for whatever is due; what came of it.
+
+        Requests whose pass fails end with an event that has the error; it is not raised.
+        """
         for job in list(self._jobs.values()):
             if job.due is not None and self._clock() >= job.due:
                 self._stop(job.number, "timeout")
-        due = self._plan()
-        if due:
-            self._run(due)
+        due: list[_Due] = []
+        try:
+            due += self._plan()
+            if due:
+                self._run(due)
+                self.failures = 0
+        except Exception as error:
+            self._failed([one.sequence for one in due], error)
         out, self._out = self._out, []
         return out
+
+    def _failed(self, due: list[Sequence], error: Exception) -> None:
+        """The step failed, after it was settled who is in it or before."""
+        self.failures += 1
+        if self.failures > 1:
+            self.clear(error)
+            return
+        # While it is settled blocks are given and guesses made: whoever has blocks may have half of something.
+        touched = due or [*self._running, *(one for one in self._waiting if one.blocks.table)] or self._waiting[:1]
+        for number in dict.fromkeys(one.job for one in touched):
+            self._lose(number, error)
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """End a request with an error; its blocks are free."""
+        for sequence in self._live(self._jobs[number]):
+            self._leave(sequence)
+        del self._jobs[number]
+        self._out.append(Event(number, error=error))
+
+    def clear(self, error: Exception) -> None:
+        """End all requests with an error, and forget what was kept for later ones; the events come with the next step."""
+        for number in list(self._jobs):
+            self._lose(number, error)
+        self.pool = BlockPool(self.backend.blocks, remember=self.cfg.prefix_cache)
 
     def _plan(self) -> list[_Due]:
         """Who computes what; their blocks are theirs already."""
@@ -302,7 +346,12 @@ class Scheduler:
         rows_WV, end = as_array(logits_WV), 0
         for one, span in zip(due, spans, strict=True):
             start, end = end, end + len(span.wanted)
-            self._receive(one, rows_WV[start:end], greedy[start:end])
+            if one.sequence.job not in self._jobs:
+                continue  # another text of its request failed just now
+            try:
+                self._receive(one, rows_WV[start:end], greedy[start:end])
+            except Exception as error:  # its form is too complex to go on in, say: no matter of the others
+                self._lose(one.sequence.job, error)
 
     def _receive(self, one: _Due, rows_WV: FloatArray, greedy: list[int]) -> None:
         """The logits of a sequence's piece."""
