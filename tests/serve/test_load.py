@@ -171,15 +171,46 @@ def test_a_step_that_fails_ends_only_what_was_in_it() -> None:
         other = house.client().completions.create(model="other", stream=True, **BY_CLIENT)
         next(iter(other))
 
-        def broken(spans: object) -> None:
-            raise RuntimeError("out of memory")
+        def health() -> tuple[int, str]:
+            found = httpx.get(house.url + "/health")
+            return found.status_code, found.json()["status"]
 
-        served.engine.scheduler.backend.run = broken  # type: ignore[assignment, method-assign]
-        with pytest.raises(openai.InternalServerError, match="engine failed"):
-            house.client().completions.create(model="base", **BY_CLIENT)
+        def broken(spans: object) -> None:
+            raise MemoryError("no memory for a step")
+
+        backend = served.engine.scheduler.backend
+        run, backend.run = backend.run, broken  # type: ignore[assignment, method-assign]
+        for status in ((200, "ok"), (503, "failing")):
+            with pytest.raises(openai.InternalServerError, match="engine failed") as caught:
+                house.client().completions.create(model="base", **BY_CLIENT)
+            assert caught.value.code == "engine_failed"
+            assert health() == status
+        backend.run = run  # type: ignore[method-assign]
         assert house.client().completions.create(model="base", **BY_CLIENT).choices[0].text
+        assert health() == (200, "ok")
         assert list(other)[-1].choices[0].finish_reason == "length"
-        assert 'herdbook_engine_failures_total{model="base"} 1.0' in httpx.get(house.url + "/metrics").text
+        assert 'herdbook_engine_failures_total{model="base"} 2.0' in httpx.get(house.url + "/metrics").text
+        assert house.quiet()
+
+
+def test_a_stream_whose_step_fails_ends_with_the_error() -> None:
+    served = make_served("base", slow=0.01)
+    with live(served) as house, raw(house, {**LONG, "stream": True}) as client:
+        assert b"200 OK" in client.recv(15)
+        backend = served.engine.scheduler.backend
+        run = backend.run
+
+        def broken(spans: object) -> None:
+            backend.run = run  # type: ignore[method-assign]
+            raise MemoryError("no memory for a step")
+
+        backend.run = broken  # type: ignore[assignment, method-assign]
+        text = b""
+        client.settimeout(5)
+        while not text.endswith(b"0\r\n\r\n"):
+            text += client.recv(65536)
+        assert text.count(b'"code":"engine_failed"') == 1
+        assert text.count(b"data: [DONE]") == 1
         assert house.quiet()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,10 +17,11 @@ from starlette.responses import Response
 from herdbook import __version__
 from herdbook.config import Config
 from herdbook.errors import UserError
+from herdbook.infer import constraint
 from herdbook.infer.request import Busy, Completion
 from herdbook.infer.request import Request as EngineRequest
 from herdbook.serve import prepare
-from herdbook.serve.asked import Asked, AskedT, ChatAsked, CompletionAsked, parse
+from herdbook.serve.asked import AskedT, ChatAsked, CompletionAsked, parse
 from herdbook.serve.config import Limits
 from herdbook.serve.driver import Driver, Ticket
 from herdbook.serve.failures import ApiError, as_json, draining, of_user
@@ -28,7 +30,8 @@ from herdbook.serve.metrics import Metrics
 from herdbook.serve.pages import add_pages
 from herdbook.serve.served import Served
 from herdbook.serve.shapes import Shape
-from herdbook.serve.transport import ClientGone, EventStream, read_json, while_connected
+from herdbook.serve.stream import EventStream
+from herdbook.serve.transport import ClientGone, read_json, while_connected
 
 log = logging.getLogger("herdbook.serve")
 Prepare = Callable[[AskedT, Served, Limits], tuple[Shape, list[EngineRequest]]]
@@ -64,6 +67,10 @@ class Server:
         self.gate, self.metrics = gate, Metrics()
         self.driver = Driver(served, self.metrics)
         self.metrics.watch(self.driver.stats)
+        # Forms have a thread of their own: one that takes long delays other forms, but no other request.
+        self._forms = ThreadPoolExecutor(1, "herdbook-forms")
+        for model in served:
+            constraint.prepare(model.tokenizer)
 
     @property
     def limits(self) -> Limits:
@@ -83,7 +90,7 @@ class Server:
         """The answer to a request for text, whole or as a stream."""
         asked = parse(kind, await read_json(request, self.limits))
         served = self.find(asked.model)
-        shape, requests = await asyncio.to_thread(make, asked, served, self.limits)
+        shape, requests = await self._prepared(request, asked, served, make)
         try:
             ticket = await while_connected(request.receive, self.driver.submit(served, requests))
         except Busy as error:
@@ -91,34 +98,42 @@ class Server:
         except UserError as error:
             raise of_user(error) from error
         if asked.stream:
-            return EventStream(self._pieces(asked, shape, ticket), self.limits.stall, lambda: self.driver.cancel(ticket))
+            return EventStream(ticket, shape, self.limits.stall, lambda: self.driver.cancel(ticket))
         try:
             return as_json(shape.answer(await while_connected(request.receive, self._finished(ticket))))
         finally:
             self.driver.cancel(ticket)
 
+    async def _prepared(
+        self, request: Request, asked: AskedT, served: Served, make: Prepare[AskedT]
+    ) -> tuple[Shape, list[EngineRequest]]:
+        """What `make` makes of it, beside the loop's thread."""
+        if not asked.constrained:
+            return await asyncio.to_thread(make, asked, served, self.limits)
+        job = self._forms.submit(make, asked, served, self.limits)
+        try:
+            async with asyncio.timeout(self.limits.form_seconds):
+                return await while_connected(request.receive, asyncio.wrap_future(job))
+        except TimeoutError as error:
+            if job.cancelled():
+                raise ApiError(503, "other forms are being compiled", code="forms_queue_full", retry_after=5) from error
+            message = f"this form is not compiled within {self.limits.form_seconds:g} seconds: make it simpler"
+            raise ApiError(400, message, code="form_too_complex") from error
+
     async def _finished(self, ticket: Ticket) -> list[Completion]:
         done: dict[int, Completion] = {}
-        while events := await ticket.take():
-            done |= {place: event.completion for place, event in events if event.completion is not None}
+
+        def keep() -> bool:
+            done.update({place: event.completion for place, event in ticket.taken() if event.completion is not None})
+            return True
+
+        ticket.reader = keep
+        while await ticket.some():
+            keep()
         completions = [done[place] for place in range(len(ticket.requests))]
         for one in completions:
             _require_text(one)
         return completions
-
-    async def _pieces(self, asked: Asked, shape: Shape, ticket: Ticket) -> AsyncIterator[dict[str, Any]]:
-        """What a stream consists of."""
-        done: dict[int, Completion] = {}
-        while events := await ticket.take():
-            for place, event in events:
-                if event.reason == "cancelled":
-                    raise draining()
-                for choice in shape.delta(place, event):
-                    yield shape.chunk([choice])
-                if event.completion is not None:
-                    done[place] = event.completion
-        if asked.usage_wanted:
-            yield shape.last([done[place] for place in sorted(done)])
 
     async def tokenize(self, request: Request) -> Response:
         """Ids of a text or a conversation, as vLLM's server gives them."""
@@ -139,9 +154,15 @@ class Server:
         return as_json({"prompt": served.tokenizer.decode(asked.tokens, skip_special=False)})
 
     async def health(self, request: Request) -> Response:
-        """Whether requests are taken."""
-        status = "draining" if self.gate.draining else "ok" if self.driver.alive else "stopped"
+        """Whether requests are taken, and answered."""
+        engines = "stopped" if not self.driver.alive else "failing" if self.driver.failing else "ok"
+        status = "draining" if self.gate.draining else engines
         return as_json({"status": status, "version": __version__}, 200 if status == "ok" else 503)
+
+    def stop(self) -> None:
+        """End the threads; requests that are not over get nothing more."""
+        self._forms.shutdown(wait=False, cancel_futures=True)
+        self.driver.stop()
 
     async def drain(self) -> bool:
         """Refuse new requests and wait for those in hand, `limits.drain` seconds at most; whether all were finished."""
@@ -166,7 +187,7 @@ def create_app(server: Server) -> FastAPI:
         try:
             yield
         finally:
-            await asyncio.to_thread(server.driver.stop)
+            await asyncio.to_thread(server.stop)
 
     # The pages that FastAPI makes of the schema load scripts from elsewhere.
     app = FastAPI(title="Herdbook", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)

@@ -107,6 +107,12 @@ class Asked(Config):
         return max(self.n or 1, self.beams or 0)
 
     @property
+    def constrained(self) -> bool:
+        """Whether the text must have a form."""
+        formatted = self.response_format is not None and self.response_format.type != "text"
+        return formatted or self.regex is not None or self.grammar is not None
+
+    @property
     def usage_wanted(self) -> bool:
         """Whether a stream ends with the count of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage

@@ -22,6 +22,7 @@ class Limits(Config):
     choices: Count = Field(default=128, gt=0, description="texts of a request: its prompts times n, best_of or beams")
     top_logprobs: Count = Field(default=20, ge=0, description="alternatives at a token's place")
     form: Bytes = Field(default=65_536, gt=0, description="bytes of a schema, regular expression or grammar")
+    form_seconds: Seconds = Field(default=20.0, gt=0, description="time for a form to be compiled, those before it included")
     concurrency: Count = Field(default=512, gt=0, description="requests in hand at once, those that wait included")
     connections: Count = Field(default=2048, gt=0, description="open connections")
     seconds: Seconds = Field(default=600.0, gt=0, description="time of a request, after which it ends with what it has")

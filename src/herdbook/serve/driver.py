@@ -4,8 +4,8 @@
               ticket ◀── deliver ◀───────   what a step made, once a step
 
 An engine may be used by one thread only, and several engines on one machine would only take turns with its cores, so there is
-one thread for all. It never waits for a reader. When a step fails, the requests of that engine fail, it gets a fresh
-scheduler, and the others go on.
+one thread for all. It never waits for a reader. When a step fails, the requests that were in it get an error, and the others go
+on; when the next one fails too, all of that engine's do, and it counts as failing until a step succeeds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from herdbook.infer.engine import Engine
+from herdbook.errors import UserError
 from herdbook.infer.request import Event, Request, Stats
 from herdbook.infer.scheduler import Scheduler
-from herdbook.serve.failures import ApiError
+from herdbook.serve.failures import ApiError, of_user
 from herdbook.serve.metrics import Metrics
 from herdbook.serve.served import Served
 
@@ -42,6 +42,8 @@ class Ticket:
         open: prompts that are not over.
         last: when each text, by prompt and choice, had its last token.
         begun: whether its first token is on its way; the engine's thread has it.
+        reader: takes what has come in the turn of the loop that brings it, and says whether it did; else, and for the end and
+            for failures, whoever awaits `some` is woken.
     """
 
     served: Served
@@ -51,6 +53,7 @@ class Ticket:
     open: int = 0
     last: dict[tuple[int, int], float] = field(default_factory=dict)
     begun: bool = False
+    reader: Callable[[], bool] | None = None
     _box: list[tuple[int, Event]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _failure: Exception | None = None
@@ -64,16 +67,19 @@ class Ticket:
         while not self._accepted:
             await self._wait()
 
-    async def take(self) -> list[tuple[int, Event]]:
-        """What came since the last time, by the prompt's place, one event for each text; nothing once all are over.
-
-        Who is behind finds several steps in one event, so that no backlog keeps the loop from its other work. Raises what the
-        engine failed with.
-        """
+    async def some(self) -> bool:
+        """Wait until there is something to take; False once all are over. Raises what the engine or the reader failed with."""
         while not self._box:
-            if self.open == 0:
-                return []
+            if self.open == 0 and self._failure is None:
+                return False
             await self._wait()
+        return True
+
+    def taken(self) -> list[tuple[int, Event]]:
+        """What came since the last time, by the prompt's place, one event for each text.
+
+        Who is behind finds several steps in one event, so that no backlog keeps the loop from its other work.
+        """
         box, self._box = self._box, []
         return _merged(box)
 
@@ -83,25 +89,38 @@ class Ticket:
         if self._failure is not None:
             raise self._failure
 
-    def deliver(self, news: _News) -> None:
-        """What the engine's thread has for it."""
-        if isinstance(news, Exception):
-            self._failure = news
-        elif news is None:
-            self._accepted = True
-        else:
-            self._box.append(news)
-            self.open -= news[1].completion is not None
+    def accept(self) -> None:
+        """The scheduler has taken it."""
+        self._accepted = True
+        self._news.set()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come."""
+        self._failure = error
+        self._news.set()
+
+    def deliver(self, events: Sequence[tuple[int, Event]]) -> None:
+        """What came of it."""
+        self._box += events
+        self.open -= sum(event.completion is not None for _, event in events)
+        if self.open and self.reader is not None and self._failure is None:
+            try:
+                if self.reader():
+                    return
+            except Exception as error:
+                self._failure = error
         self._news.set()
 
 
-def _merged(box: Sequence[tuple[int, Event]]) -> list[tuple[int, Event]]:
+def _merged(box: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
     """The same with all events of a text in one."""
+    if len(box) < 2:
+        return box
     texts: dict[tuple[int, int], list[Event]] = {}
     for place, event in box:
         texts.setdefault((place, event.choice), []).append(event)
     if len(texts) == len(box):
-        return list(box)
+        return box
     return [(place, _joined(events)) for (place, _), events in texts.items()]
 
 
@@ -129,7 +148,8 @@ class Driver:
         self._ending = False
         self._thread = threading.Thread(target=self._work, name="herdbook-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._out: list[tuple[Ticket, _News]] = []
+        self._out: dict[Ticket, list[_News]] = {}
+        self._urgent = False  # whether somebody waits for it: for a first token, an end, an answer of the queue
         self._sent = 0.0
         self._tickets: set[Ticket] = set()
 
@@ -150,6 +170,11 @@ class Driver:
         """Whether the thread works."""
         return self._thread.is_alive()
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last two steps of an engine failed, or more."""
+        return any(line.failing for line in self._lines.values())
+
     def stats(self) -> dict[str, Stats]:
         """How each engine stood after its last step."""
         return {name: line.stats for name, line in self._lines.items()}
@@ -164,7 +189,7 @@ class Driver:
         ticket = Ticket(served, requests)
         line = self._lines[served.name]
         self._tickets.add(ticket)
-        self._tell(lambda: self._post(ticket, line.open(ticket)))
+        self._tell(lambda: self._post([(ticket, line.open(ticket))]))
         try:
             await ticket.accepted()
         except BaseException:
@@ -189,11 +214,18 @@ class Driver:
             self._inbox.append(command)
             self._wake.notify()
 
-    def _deliver(self, out: list[tuple[Ticket, _News]]) -> None:
-        for ticket, news in out:
-            if isinstance(news, tuple):
-                self._metrics.saw(ticket.served.name, ticket, *news)
-            ticket.deliver(news)
+    def _deliver(self, out: dict[Ticket, list[_News]]) -> None:
+        now = time.perf_counter()
+        for ticket, news in out.items():
+            events = _merged([one for one in news if isinstance(one, tuple)])
+            if None in news:
+                ticket.accept()
+            if events:
+                self._metrics.saw(ticket.served.name, ticket, events, now)
+                ticket.deliver(events)
+            for one in news:
+                if isinstance(one, Exception):
+                    ticket.fail(one)
 
     # ---- the engine's thread ----
 
@@ -203,7 +235,7 @@ class Driver:
         except BaseException:
             log.exception("the engine's thread ended")
             failure = ApiError(503, "the engine has stopped", code="engine_stopped")
-            self._out += [(ticket, failure) for ticket in list(self._tickets)]
+            self._post([(ticket, failure) for ticket in list(self._tickets)])
             self._send()
             raise
 
@@ -219,41 +251,35 @@ class Driver:
                 if not line.idle:
                     self._step(line)
             now = time.perf_counter()
-            if now - self._sent >= PACE or any(map(_urgent, self._out)) or all(line.idle for line in lines):
+            if self._urgent or now - self._sent >= PACE or all(line.idle for line in lines):
                 self._send()
                 self._sent = now
 
     def _send(self) -> None:
         if self._out and self._loop is not None:
-            out, self._out = self._out, []
-            for ticket, news in out:
-                ticket.begun = ticket.begun or isinstance(news, tuple)
-            self._loop.call_soon_threadsafe(self._deliver, out)
+            self._loop.call_soon_threadsafe(self._deliver, self._out)
+            self._out, self._urgent = {}, False
 
     def _step(self, line: _Line) -> None:
-        try:
-            self._out += line.step()
-        except Exception as error:
-            log.exception("the engine of %s failed; its requests fail, and it begins anew", line.served.name)
+        out, errors = line.step()
+        self._post(out)
+        for error in errors:
+            log.error("a step of %s failed, and with it the requests that were in it", line.served.name, exc_info=error)
             self._metrics.failures.labels(line.served.name).inc()
-            failure = ApiError(500, f"the engine failed at this request or one beside it ({type(error).__name__})")
-            self._out += [(ticket, failure) for ticket in line.restart()]
 
-    def _post(self, ticket: Ticket, news: _News) -> None:
-        self._out.append((ticket, news))
+    def _post(self, out: Sequence[tuple[Ticket, _News]]) -> None:
+        for ticket, news in out:
+            self._out.setdefault(ticket, []).append(news)
+            if not isinstance(news, tuple) or not ticket.begun or news[1].reason is not None:
+                self._urgent = True
+                ticket.begun = ticket.begun or isinstance(news, tuple)
 
     def _end(self) -> None:
         self._ending = True
 
 
-def _urgent(out: tuple[Ticket, _News]) -> bool:
-    """Whether somebody waits for this: the first token, the end, an answer of the queue."""
-    ticket, news = out
-    return not isinstance(news, tuple) or not ticket.begun or news[1].reason is not None
-
-
 class _Line:
-    """A model's scheduler and the tickets in it. For the engine's thread, but for `stats`."""
+    """A model's scheduler and the tickets in it. For the engine's thread, but for `stats` and `failing`."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -264,6 +290,10 @@ class _Line:
     @property
     def idle(self) -> bool:
         return self._scheduler.idle
+
+    @property
+    def failing(self) -> bool:
+        return self._scheduler.failures > 1
 
     def open(self, ticket: Ticket) -> Exception | None:
         """Submit all of a ticket's requests, or none and say why."""
@@ -289,24 +319,29 @@ class _Line:
             self._tickets.pop(number, None)
         self.stats = self._scheduler.stats()
 
-    def step(self) -> list[tuple[Ticket, _News]]:
-        """One step, and whose events came of it."""
+    def step(self) -> tuple[list[tuple[Ticket, _News]], list[Exception]]:
+        """One step: whose events came of it, and what failed by no fault of a request."""
         out: list[tuple[Ticket, _News]] = []
+        errors: list[Exception] = []
         for event in self._scheduler.step():
+            if event.error is not None and not isinstance(event.error, UserError) and event.error not in errors:
+                errors.append(event.error)
             ticket = self._tickets.get(event.request)
             if ticket is None:
                 continue
-            out.append((ticket, (ticket.numbers[event.request], event)))
+            if event.error is None:
+                out.append((ticket, (ticket.numbers[event.request], event)))
+            else:
+                out.append((ticket, _failure(event.error)))
+                self.drop(ticket)
             if event.completion is not None:
                 del self._tickets[event.request]
         self.stats = self._scheduler.stats()
-        return out
+        return out, errors
 
-    def restart(self) -> list[Ticket]:
-        """A fresh engine on the same weights; the tickets that the old one had."""
-        lost, self._tickets = list(dict.fromkeys(self._tickets.values())), {}
-        old = self.served.engine
-        self.served.engine = Engine(old.model, old.tokenizer, old.cfg, draft=old.draft)
-        self._scheduler = self.served.engine.scheduler
-        self.stats = self._scheduler.stats()
-        return lost
+
+def _failure(error: Exception) -> ApiError:
+    """What the sender of a request is told whose step failed."""
+    if isinstance(error, UserError):
+        return of_user(error)
+    return ApiError(500, f"the engine failed at this request or one beside it ({type(error).__name__})", code="engine_failed")

@@ -11,6 +11,7 @@ from herdbook.errors import UserError
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           429: "rate_limit_error"}  # fmt: skip
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 class ApiError(Exception):
@@ -55,7 +56,7 @@ def draining() -> ApiError:
 
 def dumps(value: Any) -> bytes:
     """JSON of ASCII alone: half of a surrogate pair in a client's text has no bytes in UTF-8, but has an escape."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -38,6 +37,15 @@ _GAUGES: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
 )
 
 
+class _Of(NamedTuple):
+    """What is counted of a model with every token: to look it up by its label each time would be most of the work."""
+
+    first: Histogram
+    between: Histogram
+    whole: Histogram
+    tokens: Counter
+
+
 class Metrics:
     """Counters and histograms of one server, in a registry of its own. For asyncio's thread."""
 
@@ -48,6 +56,7 @@ class Metrics:
         self._whole = self._histogram("request_seconds", "From a request to its last token.", WHOLE)
         self._tokens = Counter("herdbook_generated_tokens", "Tokens written.", ["model"], registry=self.registry)
         self._ends = Counter("herdbook_texts", "Texts that are over.", ["model", "reason"], registry=self.registry)
+        self._of: dict[str, _Of] = {}
         self.failures = Counter("herdbook_engine_failures", "Steps that failed.", ["model"], registry=self.registry)
         self.responses = Counter("herdbook_responses", "HTTP answers.", ["path", "status"], registry=self.registry)
 
@@ -58,21 +67,31 @@ class Metrics:
         """Have what the engines count themselves read from `stats`, by model."""
         self.registry.register(_Engines(stats))
 
-    def saw(self, model: str, ticket: Ticket, place: int, event: Event) -> None:
-        """An event came for a request's prompt at `place`."""
-        now = time.perf_counter()
-        if event.tokens:
-            before = ticket.last.get((place, event.choice))
-            if before is None:
-                self._first.labels(model).observe(now - ticket.began)
-            else:
-                self._between.labels(model).observe((now - before) / len(event.tokens))
-            ticket.last[place, event.choice] = now
-            self._tokens.labels(model).inc(len(event.tokens))
-        if event.reason is not None:
-            self._ends.labels(model, event.reason).inc()
-        if event.completion is not None and ticket.open == 1:
-            self._whole.labels(model).observe(now - ticket.began)
+    def saw(self, model: str, ticket: Ticket, events: Sequence[tuple[int, Event]], now: float) -> None:
+        """Events came for a request's prompts, by their places, at most one for each text.
+
+        Args:
+            now: seconds of the clock that `Ticket.began` is of.
+        """
+        of = self._of.get(model) or self._new(model)
+        for place, event in events:
+            if event.tokens:
+                before = ticket.last.get((place, event.choice))
+                if before is None:
+                    of.first.observe(now - ticket.began)
+                else:
+                    of.between.observe((now - before) / len(event.tokens))
+                ticket.last[place, event.choice] = now
+                of.tokens.inc(len(event.tokens))
+            if event.reason is not None:
+                self._ends.labels(model, event.reason).inc()
+        if ticket.open == sum(event.completion is not None for _, event in events):
+            of.whole.observe(now - ticket.began)
+
+    def _new(self, model: str) -> _Of:
+        first, between, whole = (kind.labels(model) for kind in (self._first, self._between, self._whole))
+        self._of[model] = _Of(first, between, whole, self._tokens.labels(model))
+        return self._of[model]
 
     def text(self) -> bytes:
         """All of it as Prometheus reads it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from herdbook.errors import UserError
 from herdbook.infer.constraint import guide
@@ -91,10 +92,7 @@ def _encodes(text: str, served: Served) -> bool:
 
 def _own_seeds(requests: Sequence[Request], texts: int) -> list[Request]:
     """The same prompt twice in a request is not to give the same text twice."""
-    return [
-        Request(one.prompt, _seeded(one.sampling, place * texts), one.room, one.before, one.timeout)
-        for place, one in enumerate(requests)
-    ]
+    return [replace(one, sampling=_seeded(one.sampling, place * texts)) for place, one in enumerate(requests)]
 
 
 def _seeded(sampling: Sampling, by: int) -> Sampling:
@@ -119,7 +117,7 @@ def _count(texts: int, limits: Limits) -> None:
 
 
 def _check(sampling: Sampling, served: Served) -> None:
-    """What the engine would refuse, or stumble over, once a request is in its thread."""
+    """What the engine would refuse, or stumble over, once a request is in its thread. Compiles the form, which is kept."""
     vocabulary = served.engine.model.cfg.vocabulary
     wrong = next((index for index in sampling.logit_bias if not 0 <= index < vocabulary), None)
     if wrong is not None:

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from herdbook.errors import Interrupted
 from herdbook.serve.app import Server, create_app
 from herdbook.serve.config import Limits
-from herdbook.serve.transport import ABORT
+from herdbook.serve.stream import WIRE
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle, Transport
@@ -89,6 +89,30 @@ class Running(uvicorn.Server):
         self.should_exit = True
 
 
+class _Wire:
+    """See `herdbook.serve.stream.Wire`.
+
+    Args:
+        chunked: whether the body goes in chunks (RFC 9112, 7.1), each of which stands for itself, so that what uvicorn sends
+            before and after does not depend on them. HTTP/1.0 knows none: there the end of the connection ends the body.
+    """
+
+    def __init__(self, protocol: H11Protocol, *, chunked: bool) -> None:
+        self._flow, self._transport, self._chunked = protocol.flow, protocol.transport, chunked
+        self.abort = protocol.transport.abort
+
+    @property
+    def ready(self) -> bool:
+        return not (self._flow.write_paused or self._transport.is_closing())
+
+    def write(self, piece: bytes) -> None:
+        if piece and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+
+    async def drain(self) -> None:
+        await self._flow.drain()
+
+
 def _protocol(limits: Limits) -> type[H11Protocol]:
     """Uvicorn's HTTP with a time limit for heads, and a way to drop a connection whose reader takes nothing."""
 
@@ -112,7 +136,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if self.scope is not None:
                 # Its task begins to run only after this.
                 extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
-                extensions[ABORT] = self.transport.abort
+                extensions.setdefault(WIRE, _Wire(self, chunked=self.scope["http_version"] == "1.1"))
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._timer is not None:

@@ -21,7 +21,7 @@ class Served:
 
     Attributes:
         name: as requests call it.
-        engine: what runs it; another one takes its place when it has failed.
+        engine: what runs it.
         license: what its weights may be used for; None for random weights, which nobody licensed.
         source: where it came from.
     """

@@ -11,11 +11,13 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from herdbook.infer.request import Completion, Event, Token
 from herdbook.infer.text import FinishReason
 from herdbook.serve.asked import Asked, ChatAsked, CompletionAsked
+from herdbook.serve.failures import dumps
 from herdbook.serve.pieces import Offsets
 from herdbook.serve.served import Served
 from herdbook.serve.tools import ToolReader, tells_calls
@@ -91,14 +93,21 @@ class Shape:
         """What stands before the choices."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
 
-    def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A piece of a stream."""
-        more = {"usage": None} if self.asked.usage_wanted else {}
-        return {**self.head(self.part), "choices": list(choices), **more}
+    def chunk(self, choice: dict[str, Any]) -> bytes:
+        """A piece of a stream with one choice, as JSON."""
+        before, after = self._around
+        return before + dumps(choice) + after
 
-    def last(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """The piece with the counts that ends a stream, where it is wanted."""
-        return {**self.head(self.part), "choices": [], "usage": usage(completions)}
+    @cached_property
+    def _around(self) -> tuple[bytes, bytes]:
+        """What stands before and behind the choice in every piece; it is written once."""
+        more = {"usage": None} if self.asked.usage_wanted else {}
+        before, end, after = dumps({**self.head(self.part), "choices": [], **more}).rpartition(b"]")
+        return before, end + after
+
+    def last(self, completions: Sequence[Completion]) -> bytes:
+        """The piece with the counts that ends a stream, where it is wanted, as JSON."""
+        return dumps({**self.head(self.part), "choices": [], "usage": usage(completions)})
 
     def prompt_logprobs(self, prompt: Sequence[Token] | None) -> dict[str, Any]:
         """`prompt_logprobs` as vLLM's server has it: of each token but the first its own and the likeliest ids."""

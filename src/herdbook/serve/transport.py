@@ -1,20 +1,18 @@
-"""Bodies in, streams out, and what happens when a client goes away."""
+"""Bodies in, and what happens when a client goes away."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
 from herdbook.serve.config import Limits
-from herdbook.serve.failures import ApiError, dumps
+from herdbook.serve.failures import ApiError
 
-ABORT = "herdbook.abort"  # what drops a connection at once, in the scope's extensions
 DEEPEST = 64  # levels of a body
 ResultT = TypeVar("ResultT")
 
@@ -86,7 +84,7 @@ def _shallow(value: Any) -> None:
 async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT:
     """The result of some work, which is cancelled when the client goes away; then ClientGone is raised."""
     task: asyncio.Future[ResultT] = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+    gone = asyncio.ensure_future(until_gone(receive))
     try:
         both: tuple[asyncio.Future[Any], ...] = (task, gone)
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -99,48 +97,7 @@ async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Wait until the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-class EventStream(Response):
-    """Server-sent events, one JSON document each, and `[DONE]`.
-
-    Args:
-        pieces: the documents. What it raises as ApiError ends the stream with the error as a document.
-        stall: seconds that the reader may take nothing; then its connection is dropped.
-        close: called in the end, whatever happened.
-    """
-
-    def __init__(self, pieces: AsyncIterator[dict[str, Any]], stall: float, close: Callable[[], None]) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"}, media_type="text/event-stream")
-        del self.headers["content-length"]
-        self._pieces, self._stall, self._close = pieces, stall, close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        try:
-            await while_connected(receive, self._pump(send))
-        except ClientGone:
-            pass
-        except TimeoutError:
-            abort = scope.get("extensions", {}).get(ABORT)
-            if abort is not None:
-                abort()
-                await _gone(receive)
-        finally:
-            self._close()
-
-    async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async for piece in self._pieces:
-                await self._send(send, dumps(piece))
-        except ApiError as error:
-            await self._send(send, dumps(error.body()))
-        await self._send(send, b"[DONE]", last=True)
-
-    async def _send(self, send: Send, text: bytes, *, last: bool = False) -> None:
-        async with asyncio.timeout(self._stall):
-            await send({"type": "http.response.body", "body": b"data: " + text + b"\n\n", "more_body": not last})
