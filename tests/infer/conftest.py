@@ -28,6 +28,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "alibi-falcon": {"positions": "alibi", "alibi_falcon": True, "norm": "layernorm", "bias": True},
     "parallel": {"block": "parallel_two_norms", "norm": "layernorm", "rope_fraction": 0.5, "n_kv_heads": 1},
     "interleaved": {"block": "parallel_one_norm", "rope_interleaved": True, "rope_scaling": "linear", "rope_factor": 2.0},
+    "window-5": {"window": 5, "n_kv_heads": 2},
+    "window-20": {"window": 20, "rope_scaling": "linear", "rope_factor": 2.0},
+    "alibi-window": {"positions": "alibi", "window": 18, "norm": "layernorm", "n_kv_heads": 2},
 }
 CONTEXT = 40
 

@@ -81,11 +81,22 @@ def test_sixteen_bits_are_as_exact_as_the_model_itself(kind: str) -> None:
     assert float((ours - exact).square().mean()) < 1.5 * float((plain - exact).square().mean())
 
 
+@pytest.mark.parametrize("begin", [60, 79])
+def test_blocks_before_the_window_are_never_read(begin: int) -> None:
+    model, text = make_decoder("window-20", context=80), list(range(80))
+    backend, passed = TorchBackend(model, blocks=6), (begin - 19) // BLOCK
+    backend.run([Span(text[:begin], 0, range(5))])
+    tables = [range(5), [5] * passed + list(range(passed, 5))]
+    one, two = (backend.run([Span(text[begin:], begin, blocks, range(80 - begin))]) for blocks in tables)
+    assert passed > 1
+    assert torch.equal(one, two)
+
+
 def test_blocks_cost_what_is_said() -> None:
     model = MODELS["gqa"]
     for kv in ("auto", "int8"):
         backend = TorchBackend(model, blocks=BLOCKS, kv=kv)
-        held = sum(part.nbytes for layer in backend._layers for part in (*layer.stores, *layer.scales))
+        held = sum(one.nbytes for memory in backend._memories for part in memory.parts for one in part if one is not None)
         assert held == (BLOCKS + 1) * TorchBackend.block_bytes(model, kv)
     assert TorchBackend(model, blocks=1).read_bytes == 4 * sum(
         weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2

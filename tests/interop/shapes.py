@@ -43,6 +43,7 @@ NOT_GGUF: dict[str, tuple[dict[str, Any], str]] = {
          "attn_bias": False, "head_bias": True, "tied": False, "activation": "gelu_tanh"},
         "head_bias True",
     ),
+    "mistral": ({**LLAMA, "window": 30}, "window 30"),
     "palm": ({"norm": "layernorm", "n_kv_heads": 1, "block": "parallel_one_norm"}, "block parallel_one_norm"),
     "falcon-rw": (
         {**_LAYERNORM, "positions": "alibi", "alibi_falcon": True, "activation": "gelu", "bias": True}, "alibi_falcon True"

@@ -20,6 +20,7 @@ from herdbook.model.decoder import Decoder
 
 from .theirs import (
     BOUND,
+    CONTEXT,
     MPT,
     OURS,
     RW,
@@ -66,6 +67,23 @@ def test_what_transformers_saves_we_read(kind: str, tmp_path: Path) -> None:
     # The config as people wrote it says the same as the one transformers made of it.
     written = write_config(tmp_path / "by-hand", {**keys, "model_type": config.model_type})
     assert read_config(written) == ours.cfg.model_copy(update={"dropout": read_config(written).dropout})
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("window", [1, 7, CONTEXT - 1])
+def test_mistrals_window_is_ours(window: int, attention: str, tmp_path: Path) -> None:
+    """By both of its kernels, ours opened there and what it saves opened here."""
+    model = make_ours(n_kv_heads=2, window=window)
+    save_quietly(model, tmp_path / "ours")
+    theirs = open_theirs(tmp_path / "ours", attn_implementation=attention)
+    assert theirs.config.sliding_window == window
+    assert difference(model, theirs) < 1e-5
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = load_folder(tmp_path / "theirs")
+    assert again.cfg == model.cfg
+    assert difference(again, theirs) < 1e-5
+    theirs.config.sliding_window = None
+    assert difference(model, theirs) > 1e-3
 
 
 # ---- where transformers computes something else ----

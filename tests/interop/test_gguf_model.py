@@ -125,7 +125,8 @@ def test_licence_and_pedigree_travel_in_the_file(tmp_path: Path) -> None:
         ({"metadata": {"llama.feed_forward_length": 2**62}}, "parameters in all"),
         ({"metadata": {"llama.logit_scale": 0.5}}, "do not know: llama.logit_scale = 0.5"),
         ({"metadata": {"llama.expert_count": 8}}, "do not know: llama.expert_count"),
-        ({"metadata": {"llama.attention.sliding_window": 64}}, "sliding_window"),
+        ({"metadata": {"llama.attention.sliding_window": 6.5}}, "sliding_window is 6.5"),
+        ({"metadata": {"llama.attention.sliding_window_pattern": 2}}, "do not know: llama.attention.sliding_window_pattern"),
         ({"drop": "llama.context_length"}, "the header lacks llama.context_length"),
         ({"drop": "llama.attention.layer_norm_rms_epsilon"}, "the header lacks llama.attention"),
         ({"without": "token_embd.weight"}, "holds no model"),
@@ -147,6 +148,17 @@ def test_old_files_say_linear_scaling_in_another_way(tmp_path: Path) -> None:
     save_gguf(make_decoder(GGUF_SHAPES["llama"]), tmp_path / "m.gguf", kind="F32")
     old = rewritten(tmp_path / "m.gguf", metadata={"llama.rope.scale_linear": 4.0})
     assert load_gguf(old).cfg.rope_factor == 4.0
+
+
+@pytest.mark.parametrize(("said", "window"), [(30, 30), (0, None), (64, None), (4096, None)])
+def test_a_window_that_a_file_tells_of_is_read(said: int, window: int | None, tmp_path: Path) -> None:
+    save_gguf(make_decoder(GGUF_SHAPES["llama"]), tmp_path / "m.gguf", kind="F32")
+    file = rewritten(tmp_path / "m.gguf", metadata={"llama.attention.sliding_window": said})
+    model = load_gguf(file)
+    assert model.cfg.window == window
+    want = make_decoder(GGUF_SHAPES["llama"], window=window)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids(1, 64)), want(ids(1, 64)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "layernorm_low_precision"])

@@ -47,7 +47,10 @@ def shapes(draw: st.DrawFn, family: Family) -> ModelConfig:
     share = {"rope_fraction": 2 * draw(st.integers(1, width // 2)) / width}
     extras: dict[str, dict[str, Any]] = {
         "llama": {**rope, **own_width, **biases, **groups, "head_dim": choose(None, 2, 14)},
-        "mistral": {**rope, **own_width, **groups, "head_dim": choose(2, 14), "d_model": draw(st.integers(1, 50))},
+        "mistral": {
+            **rope, **own_width, **groups, "head_dim": choose(2, 14), "d_model": draw(st.integers(1, 50)),
+            "window": choose(None, *([draw(st.integers(1, shape["context"] - 1))] if shape["context"] > 1 else [])),
+        },
         "qwen3": {**rope, **own_width, **groups, "qk_norm": True, "attn_bias": choose(True, False), "head_dim": choose(4, 6)},
         "gpt2": {**LEARNED, **own_width, **activation},
         "opt": {
@@ -107,9 +110,9 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "rope_interleaved": (True, False), "alibi_max": (8.0, 16.0, 8.5), "alibi_falcon": (True, False),
     "norm": ("rmsnorm", "layernorm", "layernorm_low_precision"), "norm_eps": (1e-5, 1e-6), "norm_place": ("pre", "post"),
     "block": ("sequential", "parallel_one_norm", "parallel_two_norms"), "embed_norm": (True, False), "qk_norm": (True, False),
-    "clip_qkv": (None, 2.0), "activation": ("swiglu", "gelu", "gelu_tanh", "relu"), "attn_bias": (True, False),
-    "ff_bias": (True, False), "norm_bias": (True, False), "head_bias": (True, False), "tied": (True, False),
-    "init_std": (0.02, 2.0),
+    "clip_qkv": (None, 2.0), "window": (None, 7), "activation": ("swiglu", "gelu", "gelu_tanh", "relu"),
+    "attn_bias": (True, False), "ff_bias": (True, False), "norm_bias": (True, False), "head_bias": (True, False),
+    "tied": (True, False), "init_std": (0.02, 2.0),
 }  # fmt: skip
 
 
@@ -226,6 +229,16 @@ HUB: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "n_ctx": 1024},
         {"d_model": 32, "n_layers": 3, "n_heads": 4, "d_ff": 128},
     ),
+    "mistral-7b": (
+        {"model_type": "mistral", "hidden_size": 4096, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+         "sliding_window": 4096, "vocab_size": 32000},
+        {"window": 4096, "context": 32768, "d_ff": 14336, "n_kv_heads": 8, "tied": False},
+    ),
+    "mistral by its defaults": ({"model_type": "mistral"}, {"window": 4096, "context": 131_072}),
+    "mistral-7b-v0.2, without a window": ({"model_type": "mistral", "sliding_window": None}, {"window": None}),
+    "mistral with a window as wide as the context": (
+        {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 4096}, {"window": None},
+    ),
     "qwen3 with a window that is off": (
         {"model_type": "qwen3", "use_sliding_window": False, "sliding_window": 128, "layer_types": ["full_attention"] * 32},
         {"qk_norm": True, "head_dim": 128},
@@ -268,7 +281,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "opt affine": ({"model_type": "opt", "layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine is False"),
     "opt final norm": ({"model_type": "opt", "_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
-    "mistral window": ({"model_type": "mistral"}, "sliding_window is 4096"),
+    "window of nothing": ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
+    "window of a text": ({"model_type": "mistral", "sliding_window": "wide"}, "sliding_window is 'wide'"),
+    "window of a part": ({"model_type": "mistral", "sliding_window": 12.5}, "sliding_window is 12.5"),
+    "windows by layer": ({"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]}, "layer_types is"),
+    "mpt window": ({"model_type": "mpt", "attn_config": {"sliding_window_size": 128}}, "sliding_window_size is 128"),
     "window": ({"model_type": "llama", "sliding_window": 1024}, "sliding_window is 1024"),
     "qwen3 window": ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window is True"),
     "layer types": ({"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "layer_types is"),

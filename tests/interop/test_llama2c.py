@@ -220,7 +220,8 @@ def test_a_byte_too_many_and_another_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"norm_eps": 1e-6}, "norm_eps 1e-06"), ({"rope_theta": 5e4}, "rope_theta 50000.0"), ({"bias": True}, "attn_bias True"),
-     ({"norm": "layernorm"}, "norm layernorm"), ({"head_dim": 16}, "head_dim 16"), ({"positions": "alibi"}, "positions alibi")],
+     ({"norm": "layernorm"}, "norm layernorm"), ({"head_dim": 16}, "head_dim 16"), ({"positions": "alibi"}, "positions alibi"),
+     ({"window": 9}, "window 9")],
 )  # fmt: skip
 def test_other_shapes_are_refused_with_the_fields_in_the_way(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"llama2.c holds only models shaped like LLaMA; in the way: .*{message}"):

@@ -259,10 +259,25 @@ def test_later_releases_write_derived_sizes_down(tmp_path: Path) -> None:
         assert torch.equal(load(tmp_path)(tokens()), model(tokens()))
 
 
+def test_mistrals_window(tmp_path: Path) -> None:
+    """Its release is in this layout, with a setting that Meta's code does not have."""
+    save_meta(make_decoder(), tmp_path)
+    edit_params(tmp_path, sliding_window=20)
+    assert read_meta_config(tmp_path).context == 32_768  # without a look at the weights
+    model = load(tmp_path)
+    assert (model.cfg.context, model.cfg.window) == (32_768, 20)
+    with torch.inference_mode():
+        assert torch.equal(model(tokens()), make_decoder(window=20)(tokens()))
+    assert load(tmp_path, context=20).cfg.window is None
+    with pytest.raises(UserError, match="in the way: window 20"):
+        save_meta(model, tmp_path)
+
+
 PARAMS: dict[str, tuple[dict[str, Any], str]] = {
     "another width": ({"multiple_of": 512}, r"w1.weight \(192×64 instead of 512×64\)"),
     "no dim": ({"dim": "absent"}, "missing settings: dim"),
     "text": ({"dim": "wide"}, "dim is 'wide'"),
+    "no window": ({"sliding_window": 0}, "sliding_window is '0'"),
     "truth": ({"n_layers": True}, "n_layers is 'True'"),
     "fraction": ({"n_layers": 2.0}, "positive whole"),
     "zero": ({"n_heads": 0}, "n_heads is '0'"),
@@ -273,7 +288,7 @@ PARAMS: dict[str, tuple[dict[str, Any], str]] = {
     "negative vocabulary": ({"vocab_size": -2}, "vocab_size is '-2'"),
     "odd heads": ({"n_heads": 5}, "not a multiple"),
     "odd key heads": ({"n_kv_heads": 3}, "not a multiple"),
-    "unknown": ({"sliding_window": 4096}, "unknown settings.*sliding_window"),
+    "unknown": ({"rope_parameters": 4096}, "unknown settings.*rope_parameters"),
     "scaled rope": ({"use_scaled_rope": True}, "LLaMA 3.1"),
     "huge dim": ({"dim": 2**31 - 2, "n_heads": 1}, "parameters in all, and the weights are only"),
     "huge layers": ({"n_layers": 2**31 - 1}, "parameters in all, and the weights are only"),
@@ -467,6 +482,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "clipped": ({"clip_qkv": 6.0}, "clip_qkv 6.0"),
     "embedding norm": ({"embed_norm": True}, "embed_norm True"),
     "head bias": ({"head_bias": True}, "head_bias True"),
+    "window": ({"window": 20}, "window 20"),
 }
 
 

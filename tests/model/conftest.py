@@ -47,6 +47,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "qk-norm": {"qk_norm": True, "n_kv_heads": 2},
     "linear": {"rope_scaling": "linear", "rope_factor": 4.0},
     "ntk": {"rope_scaling": "ntk", "rope_factor": 4.0},
+    "window-5": {"window": 5, "n_kv_heads": 2},
+    "window-20": {"window": 20, "tied": False},
+    "alibi-window": {"positions": "alibi", "window": 17, "n_kv_heads": 2},
+    "alibi-falcon-window": {"positions": "alibi", "alibi_falcon": True, "window": 6},
 }  # fmt: skip
 VOCABULARY, CONTEXT = 96, 48
 

@@ -17,6 +17,7 @@ from herdbook.model.attention import (
     attention,
     attention_reference,
     with_alibi,
+    with_window,
 )
 
 
@@ -136,6 +137,93 @@ def test_falcon_rounds_as_it_was_trained() -> None:
     assert sight.bias[0, 1, 299, 300] == -torch.inf
 
 
+def shown(T: int, S: int, window: int, documents: list[int] | None = None) -> torch.Tensor:
+    """What each of the last T of S queries sees, key by key, (1, 1, T, S)."""
+    documents = documents or [0] * S
+    seen = [
+        [key <= query and query - key < window and documents[key] == documents[query] for key in range(S)]
+        for query in range(S - T, S)
+    ]
+    return torch.tensor(seen)[None, None]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kv_heads=st.integers(1, 2), group=st.integers(1, 3), queries=st.integers(1, 40), earlier=st.integers(0, 30),
+    window=st.integers(1, 45), kind=st.sampled_from(["plain", "documents", "alibi", "falcon"]),
+    cached=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_window_equals_the_band_written_out(
+    kv_heads: int, group: int, queries: int, earlier: int, window: int, kind: str, cached: bool, seed: int
+) -> None:
+    """Whatever is narrowed: order, documents, or what a cache shows; by any kernel, in blocks of 8 queries where they fit."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, heads = queries + earlier if cached else queries, kv_heads * group
+    q = torch.randn(2, heads, queries, 8, generator=generator)
+    k, v = torch.randn(2, 2, kv_heads, keys, 8, generator=generator)
+    places, sight, documents = torch.arange(keys)[None], Sight(), None
+    if cached:  # a lone last query sees all that there is, and needs no mask
+        sight = Sight(causal=False) if queries == 1 else Sight(shown(queries, keys, keys), causal=False)
+    elif kind == "documents":
+        documents = [place * 3 // keys for place in range(keys)]
+        sight = Sight(shown(queries, keys, keys, documents))
+    got, band = with_window(sight, window, places[:, keys - queries :], places), shown(queries, keys, window, documents)
+    want = Sight(band, causal=False)
+    if kind in ("alibi", "falcon"):
+        got, want = (
+            with_alibi(one, alibi_slopes(heads), places[:, keys - queries :], places, head_width=8, dtype=torch.float32,
+                       falcon=kind == "falcon") for one in (got, want)
+        )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("herdbook.model.attention.WINDOW_BLOCK", 8)
+        out = attention(q, k, v, got)
+    torch.testing.assert_close(out, attention_reference(q, k, v, want), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attention_reference(q, k, v, got), attention_reference(q, k, v, want), atol=1e-6, rtol=1e-5)
+
+
+def test_a_window_that_shows_everything_costs_nothing() -> None:
+    places, sight = torch.arange(7)[None], Sight()
+    assert with_window(sight, 7, places, places) is sight
+    assert with_window(sight, 6, places, places).mask is not None
+    lone = Sight(causal=False)
+    assert with_window(lone, 7, places[:, -1:], places) is lone
+
+
+@pytest.mark.parametrize("kind", ["plain", "documents", "alibi"])
+@pytest.mark.parametrize(("heads", "dtype"), [((4, 2), torch.float32), ((2, 2), torch.bfloat16)])
+def test_long_sequences_read_only_what_a_window_shows(
+    heads: tuple[int, int], dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of queries, each with the keys that one of them sees: outputs and gradients against the band written out."""
+    time, window, seen = 1200, 90, []
+    monkeypatch.setattr("herdbook.model.attention.WINDOW_BLOCK", 256)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda *given, **more: (seen.append(given), kernel(*given, **more))[1],
+    )
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, heads[0], time, 16, generator=generator).to(dtype)
+    k, v = torch.randn(2, 1, heads[1], time, 16, generator=generator).to(dtype)
+    places, rows = torch.arange(time)[None], torch.arange(time)
+    sight, documents = Sight(), rows * 3 // time if kind == "documents" else torch.zeros(time)
+    order = (rows[:, None] >= rows) & (documents[:, None] == documents)
+    if kind == "documents":
+        sight = Sight(order[None, None])
+    band = Sight((order & (rows[:, None] - rows < window))[None, None], causal=False)
+    narrow = with_window(sight, window, places, places)
+    if kind == "alibi":
+        slopes = alibi_slopes(heads[0])
+        narrow = with_alibi(narrow, slopes, places, places, head_width=16, dtype=dtype)
+        band = with_alibi(band, slopes, places, places, head_width=16, dtype=torch.float32)
+        assert (narrow.columns is None) == (dtype == torch.float32)
+    got, want = trained(q, k, v, narrow), trained(q, k, v, band, exact=True)
+    for name, one, true in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+        assert (one - true).norm() / true.norm() < (1e-5 if dtype == torch.float32 else 0.01), name
+    assert [given[0].shape[2] for given in seen] == [256, 256, 256, 256, 176]
+    assert [given[1].shape[2] for given in seen] == [256, *[256 + window - 1] * 3, 176 + window - 1]
+
+
 def trained(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sight: Sight, *, exact: bool = False) -> list[torch.Tensor]:
     """What attention gives, and the gradients of queries, keys and values."""
     inputs = [(x.float() if exact else x).detach().clone().requires_grad_() for x in (q, k, v)]
@@ -146,7 +234,7 @@ def trained(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sight: Sight, *, 
 
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
 @pytest.mark.parametrize("time", [2 * BLOCK, 4 * BLOCK, BLOCKS_UP_TO])
-@pytest.mark.parametrize("kind", ["causal", "documents", "alibi", "alibi documents"])
+@pytest.mark.parametrize("kind", ["causal", "documents", "alibi", "alibi documents", "alibi window"])
 def test_blocks_are_as_near_to_the_reference_as_the_fused_kernel(
     heads: tuple[int, int], time: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +246,8 @@ def test_blocks_are_as_near_to_the_reference_as_the_fused_kernel(
     if "documents" in kind:
         same = (places[:, None] * 3 // time) == (places[..., None] * 3 // time)
         sight = Sight((same & torch.ones(time, time, dtype=torch.bool).tril())[:, None])
+    if "window" in kind:
+        sight = with_window(sight, 100, places, places)
     exact = rough = sight
     if "alibi" in kind:
         slopes = alibi_slopes(heads[0])

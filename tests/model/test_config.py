@@ -34,6 +34,7 @@ shapes = st.fixed_dictionaries(
         "bias": st.booleans(),
         "attn_bias": st.sampled_from([None, True, False]),
         "ff_bias": st.sampled_from([None, True, False]),
+        "window": st.sampled_from([None, 1, 8, 99]),
         "tied": st.booleans(),
         "head_bias": st.booleans(),
     }
@@ -94,6 +95,7 @@ def test_configured_vocabulary_is_kept_but_must_hold_the_tokenizer() -> None:
         ({"head_bias": True}, "a head of its own"),
         ({"norm_bias": True}, "rmsnorm has no bias"),
         ({"n_layers": 0}, "greater than 0"),
+        ({"window": 0}, "greater than 0"),
         ({"vocab_size": 0}, "not positive"),
         ({"dropout": 1.0}, "less than 1"),
         ({"layers": 3}, "Extra inputs"),
@@ -120,6 +122,16 @@ def test_flops_by_hand() -> None:
     matrices = 4 * 4 * 4 + 3 * 4 * 8 + 3 * 4 + 10 * 4  # attention, feed-forward, norms, head
     assert cfg.flops_per_token(training=False) == 2 * matrices + 2 * 1 * 4 * 6
     assert cfg.flops_per_token(12) == 3 * (2 * matrices + 2 * 1 * 4 * 12)
+
+
+@given(length=st.integers(1, 40), window=st.integers(1, 50))
+def test_flops_count_the_keys_that_a_window_shows(length: int, window: int) -> None:
+    """T/2 stands for the (T + 1)/2 keys of a query, so half a key a query is left out of the count; here it is put back."""
+    plain, narrow = (ModelConfig(vocab_size=10, d_model=4, n_layers=3, n_heads=2, window=size) for size in (None, window))
+    seen = sum(min(place + 1, window) for place in range(length)) / length
+    kept = min(length, window)
+    counted = narrow.flops_per_token(length, training=False) - plain.flops_per_token(1, training=False)
+    assert counted == pytest.approx(2 * 3 * 4 * (2 * seen - kept / length - 1))
 
 
 def test_cache_bytes_shrink_with_the_key_heads() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herdbook.model.attention import Sight
+from herdbook.model.attention import Sight, alibi_slopes, with_alibi
 from herdbook.model.config import ModelConfig
 from herdbook.model.decoder import document_positions, rotary_angles, rotate
 
@@ -131,6 +131,43 @@ def test_alibi_reads_past_the_context_it_was_made_for(kind: str) -> None:
     assert MODELS[kind](ids(1, 2 * CONTEXT)).isfinite().all()
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    kind=st.sampled_from(["gqa", "learned", "bloom", "falcon-rw"]), window=st.integers(1, 30), length=st.integers(1, CONTEXT),
+    packed=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_window_is_the_band_written_out(kind: str, window: int, length: int, packed: bool, seed: int) -> None:
+    """Logits and gradients of training, against the same weights with a mask made query by query."""
+    model, plain = make_decoder(kind, window=window), make_decoder(kind)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), plain.parameters(), strict=True))
+    owner = [place * 3 // length if packed else 0 for place in range(length)]
+    seen = torch.tensor([
+        [query - window < key <= query and owner[key] == owner[query] for key in range(length)] for query in range(length)
+    ])  # fmt: skip
+    slopes, places = alibi_slopes(4), torch.tensor([place - owner.index(owner[place]) for place in range(length)])[None]
+    sight, falcon = Sight(seen[None, None], causal=False), kind == "falcon-rw"
+    if plain.cfg.positions == "alibi":
+        sight = with_alibi(sight, slopes, places, places, head_width=12, dtype=torch.float32, falcon=falcon)
+    tokens, documents = ids(1, length, seed=seed), torch.tensor([owner]) if packed else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "_sight", lambda *_: sight)
+        losses = [one(tokens, documents_BT=documents).log_softmax(-1).square().mean() for one in (model, plain)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for got, want in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_a_window_reaches_as_far_back_as_its_layers_together() -> None:
+    """Each of two layers looks 4 tokens back, so a changed token is felt 8 tokens on, and no farther."""
+    tokens = ids(1, 20)
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % VOCABULARY
+    apart = (MODELS["window-5"](tokens) - MODELS["window-5"](changed)).abs().amax(-1)[0] > 1e-4
+    assert apart.tolist() == [3 <= place <= 3 + 2 * 4 for place in range(20)]
+
+
 def test_low_precision_layernorm_differs_in_16_bits_only() -> None:
     exact, low = (make_decoder("bloom", norm=norm) for norm in ("layernorm", "layernorm_low_precision"))
     tokens = ids(1, 12)
@@ -181,7 +218,7 @@ def test_cache_and_documents_exclude_each_other() -> None:
         MODELS["mha"].hidden(ids(1, 4), documents_BT=torch.zeros(1, 4, dtype=torch.long), cache=object())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["gqa", "bloom", "falcon-rw", "gpt-j"])
+@pytest.mark.parametrize("kind", ["gqa", "bloom", "falcon-rw", "gpt-j", "window-5", "alibi-window"])
 def test_one_graph_without_breaks(kind: str) -> None:
     model, tokens = make_decoder(kind), ids(2, 16)
     documents = torch.arange(16).div(5, rounding_mode="floor").expand(2, 16)

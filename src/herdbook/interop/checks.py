@@ -31,6 +31,19 @@ def first_problem(error: ValidationError, names: Mapping[str, str] | None = None
     return f"{(names or {}).get(field, field)}: {message}" if field else message
 
 
+def window_of(value: object, context: object, where: Path, key: str) -> int | None:
+    """`ModelConfig.window` from a setting of a file: null, or as wide as the context, which leaves nothing out, is none.
+
+    Raises UserError, with the key, when it is no number of tokens.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        what = f"{key} is {repr(value)[:60]}, and a whole number above 0 is needed"
+        raise UserError(what, where=where, todo="where every token sees all earlier ones, take it out")
+    return None if isinstance(context, int) and value >= context else value
+
+
 def require_none(problems: Mapping[str, Sequence[str]], where: Path, settings: str) -> None:
     """Raise UserError with the names of what is missing, unknown or misfit; `settings` is what the weights are held against."""
     for what, names in problems.items():

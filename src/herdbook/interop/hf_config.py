@@ -99,7 +99,7 @@ def _from_theirs(raw: dict[str, Any], family: Family, file: Path) -> tuple[dict[
     ours |= family.read(settings, file)
     if family.rope is not None and ours["positions"] == "rope":
         ours |= _rope_from_theirs(settings, family.rope, file)
-    _require_full_attention(settings, ours.get("context"), file)
+    _require_one_attention(settings, ours, file)
     return ours, origin
 
 
@@ -149,9 +149,10 @@ def _rope_from_theirs(settings: Settings, keys: RopeKeys, file: Path) -> dict[st
     return {**ours, "rope_scaling": "linear", "rope_factor": factor}
 
 
-def _require_full_attention(settings: Settings, context: object, file: Path) -> None:
-    """Raise UserError when a window keeps some tokens of the context out of sight."""
-    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+def _require_one_attention(settings: Settings, ours: Mapping[str, Any], file: Path) -> None:
+    """Raise UserError for a window in a family that has no word for it, that leaves out any of the context, or by layers."""
+    window = settings.get("sliding_window") if "window" not in ours and settings.get("use_sliding_window", True) else None
+    context = ours.get("context")
     if window is not None and not (isinstance(window, int) and isinstance(context, int) and window >= context):
         todo = f"set sliding_window to null, and the context to at most {shown(window)}: up to there it is the same model"
         raise UserError(f"sliding_window is {shown(window)}, less than the context", where=file, todo=todo)

@@ -15,8 +15,8 @@ How a model is cut over files, as its layers are over GPUs (Megatron, arXiv:1909
     wq wk wv w1 w3 output   by outputs     wo w2   by inputs     tok_embeddings   by width; in LLaMA 3 by vocabulary
     norms                   whole in each file
 
-Sources: LLaMA (arXiv:2302.13971), LLaMA-2 (arXiv:2307.09288), Code Llama (arXiv:2308.12950); the settings and names that
-Meta's published code reads.
+Sources: LLaMA (arXiv:2302.13971), LLaMA-2 (arXiv:2307.09288), Code Llama (arXiv:2308.12950), Mistral 7B (arXiv:2310.06825,
+table 1); the settings and names that Meta's published code reads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from herdbook.errors import UserError
 from herdbook.files import atomic_path, read_json, write_json
-from herdbook.interop.checks import first_problem, listing, narrowed, require_none, require_plausible, sizes
+from herdbook.interop.checks import first_problem, listing, narrowed, require_none, require_plausible, sizes, window_of
 from herdbook.interop.rows import to_halves, to_interleaved, turned_heads
 from herdbook.interop.tensor_files import read_pickled
 from herdbook.model.config import ModelConfig
@@ -43,11 +43,14 @@ from herdbook.model.decoder import Decoder
 PARAMS, SAFE_WEIGHTS = "params.json", "consolidated.safetensors"
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LLAMA1_CONTEXT, LLAMA2_CONTEXT = 2048, 4096
+MISTRAL_CONTEXT = 32_768
 CONTEXT_BY_THETA = {5e5: 8192, 1e6: 16_384}  # LLaMA 3 and Code Llama stretched the waves for their contexts
 
 _NEEDED = ("dim", "n_layers", "n_heads")
-# `hidden_dim` and `head_dim` are of later releases in this layout, which write down what Meta's code derives.
-_WHOLE = {*_NEEDED, "n_kv_heads", "vocab_size", "multiple_of", "hidden_dim", "head_dim", "max_seq_len", "max_batch_size"}
+# `hidden_dim` and `head_dim` are of later releases in this layout, which write down what Meta's code derives; `sliding_window`
+# is of Mistral 7B's, whose code has it.
+_WHOLE = {*_NEEDED, "n_kv_heads", "vocab_size", "multiple_of", "hidden_dim", "head_dim", "max_seq_len", "max_batch_size",
+          "sliding_window"}  # fmt: skip
 _REAL = {"norm_eps", "rope_theta", "ffn_dim_multiplier"}
 _DEFAULTS = {"multiple_of": 256, "norm_eps": 1e-5, "rope_theta": 10_000.0}  # of Meta's code
 _LARGEST = 2**31 - 1
@@ -105,15 +108,15 @@ def read_meta_config(path: Path, *, context: int | None = None, allow_pickle: bo
     Args:
         path: the folder.
         context: longest sequence in tokens. None: as params.json says, else by what tells the releases apart: the base of
-            the rotary waves (Code Llama 16,384, LLaMA 3 8,192) or the tables LLaMA stored in each layer (2,048), else
-            LLaMA-2's 4,096.
+            the rotary waves (Code Llama 16,384, LLaMA 3 8,192), a sliding window (Mistral 7B 32,768) or the tables LLaMA
+            stored in each layer (2,048), else LLaMA-2's 4,096.
         allow_pickle: whether .pth files may be opened for it.
 
     Raises UserError when there is no such folder, params.json is broken or says something our decoder cannot do, or the
     weights are needed and cannot be read.
     """
     params = _read_params(path)
-    complete = "vocab_size" in params and (context is not None or "max_seq_len" in params)
+    complete = "vocab_size" in params and (context is not None or params.keys() & {"max_seq_len", "sliding_window"})
     return _config(params, [] if complete else _open_shards(path, allow_pickle), context, path)
 
 
@@ -144,11 +147,13 @@ def _config(params: dict[str, Any], shards: Sequence[Shard], context: int | None
     width = params.get("hidden_dim") or feed_forward_width(
         params["dim"], params["multiple_of"], params.get("ffn_dim_multiplier")
     )
+    context = _context(params, shards) if context is None else context
     try:
         return ModelConfig(
             vocab_size=params.get("vocab_size") or _vocabulary(shards, params["dim"], path), d_model=params["dim"],
             n_layers=params["n_layers"], n_heads=params["n_heads"], n_kv_heads=params.get("n_kv_heads"),
-            head_dim=params.get("head_dim"), d_ff=width, context=_context(params, shards) if context is None else context,
+            head_dim=params.get("head_dim"), d_ff=width, context=context,
+            window=window_of(params.get("sliding_window"), context, path / PARAMS, "sliding_window"),
             positions="rope", rope_theta=params["rope_theta"], norm="rmsnorm", norm_eps=params["norm_eps"],
             activation="swiglu", bias=False, tied=False,
         ).resolved()  # fmt: skip
@@ -173,6 +178,8 @@ def _cut_by_vocabulary(shards: Sequence[Shard], dim: int) -> bool:
 def _context(params: dict[str, Any], shards: Sequence[Shard]) -> int:
     if "max_seq_len" in params:
         return int(params["max_seq_len"])
+    if "sliding_window" in params:
+        return MISTRAL_CONTEXT
     if params["rope_theta"] in CONTEXT_BY_THETA:
         return CONTEXT_BY_THETA[params["rope_theta"]]
     # LLaMA's files have the table layers.N.attention.inner_attention.rope.freqs in each layer, LLaMA-2's one rope.freqs.
@@ -348,7 +355,7 @@ def require_llama(cfg: ModelConfig, layout: str, **more: Any) -> None:
     """
     wanted = {
         "positions": "rope", "rope_fraction": 1.0, "rope_scaling": "none", "norm": "rmsnorm", "norm_place": "pre",
-        "block": "sequential", "embed_norm": False, "qk_norm": False, "clip_qkv": None, "activation": "swiglu",
+        "block": "sequential", "embed_norm": False, "qk_norm": False, "clip_qkv": None, "window": None, "activation": "swiglu",
         "attn_bias": False, "ff_bias": False, "head_bias": False, "embed_dim": cfg.d_model,
         "head_dim": cfg.d_model / cfg.n_heads, **more,
     }  # fmt: skip

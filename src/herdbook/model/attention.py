@@ -5,8 +5,9 @@
     key heads       k0       k1          MQA: one for all                    (K = 1)
 
 Who may see whom, and at what distance, is a `Sight`, made once a forward and used by all layers: `causal` (query i sees keys
-up to i, the fast path of every kernel) or a boolean mask, and ALiBi's slopes where positions are told by a bias. Kernels are
-torch's SDPA. What was measured on CPU with torch 2.13 decides the path (`benchmarks/attention.py` has the last point):
+up to i, the fast path of every kernel) or a boolean mask (packed documents, a sliding window), and ALiBi's slopes where
+positions are told by a bias. Kernels are torch's SDPA. What was measured on CPU with torch 2.13 decides the path
+(`benchmarks/attention.py` has the point on ALiBi):
 
 - Its `enable_gqa` costs 6-14 times too much at a single query, where folding the heads of a group into the query length gives
   the same numbers (one query needs no order among queries).
@@ -18,6 +19,8 @@ torch's SDPA. What was measured on CPU with torch 2.13 decides the path (`benchm
   slope) and of the key (the position), and the causal kernel runs with no bias in memory at all. That is 1.3-1.5 times as
   fast from 1,024 tokens on, and the only way to 65,536 tokens. In float32 the bias is added while it is of reasonable
   size, because there the sum of large products would cost the last digits.
+- A sliding window's mask takes 1.4-2 times as long as plain order. Where the window is a small part of the sequence, blocks of
+  queries that read only what it shows take, from 4,096 tokens on, less than half of that, forward and backward.
 
 Shapes: B batch, T queries, S keys, H query heads, K key/value heads, E head width, C extra columns.
 """
@@ -25,6 +28,7 @@ Shapes: B batch, T queries, S keys, H query heads, K key/value heads, E head wid
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +38,7 @@ from torch import Tensor
 SHORT = 512  # below this many keys a bias is as fast as columns, and exact
 LARGE = 2**28  # values of a bias that no forward should hold
 BLOCK, BLOCKS_UP_TO = 128, 1024  # queries of a block, and the longest sequences that are trained on in blocks
+WINDOW_BLOCK = 512  # least queries of a block that reads only the keys its window shows
 
 
 class Sight(NamedTuple):
@@ -43,12 +48,15 @@ class Sight(NamedTuple):
         mask: boolean, (B or 1, 1, T, S), True where the query sees the key; None where there is no restriction but `causal`.
         causal: query i sees keys 0..i at most; only with T == S. A mask or a bias beside it leaves out the later keys too, so
             that the flag only says that nobody has to look there.
+        window: query i sees keys from i - window + 1 on at most; only with `causal`, and a mask or a bias beside it leaves out
+            the earlier keys too, so that it only says that nobody has to look there.
         bias: (B or 1, H, T, S), added to the scaled scores; minus infinity where the mask or the order hides the key.
         columns: of the query (H, C) and of the key (B or 1, S, C), set behind theirs, so that their product joins the score.
     """
 
     mask: Tensor | None = None
     causal: bool = True
+    window: int | None = None
     bias: Tensor | None = None
     columns: tuple[Tensor, Tensor] | None = None
 
@@ -67,6 +75,28 @@ class KeyValueCache(Protocol):
 
     def extend(self, layer: int, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values of a layer; all of that layer so far, (B, K, S, E) each."""
+
+
+def with_window(sight: Sight, window: int, query_BT: Tensor, key_BS: Tensor) -> Sight:
+    """`sight` through a sliding window: of the keys it shows, each query sees its own and the `window` - 1 before that.
+
+    As Mistral 7B does it (arXiv:2310.06825, section 2), and transformers' `sliding_window`. Nothing changes, and costs nothing,
+    where there are no more keys than that.
+
+    Args:
+        sight: who sees whom.
+        window: how many keys a query sees at most, itself among them.
+        query_BT: positions of the queries; key_BS: of the keys (either may have one row for all).
+    """
+    T, S = query_BT.shape[1], key_BS.shape[1]
+    if window >= S:
+        return sight
+    if sight.causal:  # by place: positions may restart with each document, and stand still in padding
+        sight = sight._replace(window=window)
+        within = torch.ones(T, T, dtype=torch.bool, device=query_BT.device).tril().triu(1 - window)[None, None]
+    else:
+        within = (key_BS[:, None] > query_BT[:, :, None] - window)[:, None]
+    return sight._replace(mask=within if sight.mask is None else sight.mask & within)
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> Tensor:
@@ -117,7 +147,7 @@ def with_alibi(
     if seen is not None:
         bias_BHTS = bias_BHTS.masked_fill(~seen, float("-inf"))
     # The CPU's kernel takes a float32 bias beside 16-bit queries; the GPU's wants one type.
-    return Sight(causal=sight.causal, bias=bias_BHTS.to(dtype) if bias_BHTS.is_cuda else bias_BHTS)
+    return sight._replace(mask=None, bias=bias_BHTS.to(dtype) if bias_BHTS.is_cuda else bias_BHTS)
 
 
 def _alibi_columns(slopes_H: Tensor, key_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -156,11 +186,16 @@ def attention(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, *, d
         q_BHTE = torch.cat((q_BHTE, query_HC[None, :, None].expand(B, H, T, -1)), -1)
         k_BKSE = torch.cat((k_BKSE, key_BSC[:, None].expand(B, K, -1, -1)), -1)
         v_BKSE = F.pad(v_BKSE, (0, query_HC.shape[-1]))  # the fused kernels want one width
+    fused = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=1 / math.sqrt(E), enable_gqa=H != K)
+    if mask is not None and sight.window is not None and (block := max(2 * sight.window, WINDOW_BLOCK)) <= T // 4:
+        parts = []
+        for start in range(0, T, block):
+            queries, keys = slice(start, start + block), slice(max(0, start - sight.window + 1), start + block)
+            part = q_BHTE[:, :, queries], k_BKSE[:, :, keys], v_BKSE[:, :, keys]
+            parts.append(fused(*part, attn_mask=mask[:, :, queries, keys]))
+        return torch.cat(parts, 2)[..., :E]
     # One query at the end of its sequence sees every key, so there the causal flag has nothing to add.
-    out_BHTE = F.scaled_dot_product_attention(
-        q_BHTE, k_BKSE, v_BKSE, attn_mask=mask, dropout_p=dropout, scale=1 / math.sqrt(E),
-        is_causal=sight.causal and mask is None and T > 1, enable_gqa=H != K,
-    )  # fmt: skip
+    out_BHTE = fused(q_BHTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=sight.causal and mask is None and T > 1)
     return out_BHTE[..., :E]
 
 

@@ -55,6 +55,9 @@ class ModelConfig(Config):
         default=None, gt=0, description="width of the embedding; null: d_model, else a matrix leads in and one out (OPT-350M)"
     )
     context: Count = Field(default=256, gt=0, description="longest sequence in tokens")
+    window: Count | None = Field(
+        default=None, gt=0, description="a query sees this many keys at most, itself among them (Mistral); null: all"
+    )
 
     positions: Literal["rope", "learned", "alibi"] = Field(
         default="rope", description="rotary angles, a learned vector a position, or a bias by distance (ALiBi)"
@@ -249,10 +252,13 @@ class ModelConfig(Config):
 
         2·N for the matrices, with N all weights that are multiplied (blocks and head; looking up an embedding is free), and
         2·L·H·E·T for causal attention: scores and weighted sum, 2·2·L·H·E·T, of which the mask leaves half. Training is
-        three times that, once forward and twice backward: 6·N + 12·L·H·E·T/2 (PaLM, arXiv:2204.02311, appendix B).
+        three times that, once forward and twice backward: 6·N + 12·L·H·E·T/2 (PaLM, arXiv:2204.02311, appendix B). Through a
+        window of W < T tokens a query sees W·(1 - W/2T) keys on average instead of T/2.
         """
         matrices = self.parameters_non_embedding() + self.vocabulary * self.embed_width
-        attention = self.n_layers * self.n_heads * self.head_width * (context or self.context)
+        length = context or self.context
+        window = min(self.window or length, length)
+        attention = self.n_layers * self.n_heads * self.head_width * window * (2 - window / length)
         return float((6 if training else 2) * (matrices + attention))
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2) -> float:

@@ -11,7 +11,8 @@ Notable choices:
 Sources: GPT-2 (Radford 2019) and GPT-3 (arXiv:2005.14165, section 2.1); PaLM (arXiv:2204.02311, section 2); GPT-NeoX
 (arXiv:2204.06745, section 2.1); OPT (arXiv:2205.01068, section 2.1); BLOOM (arXiv:2211.05100, section 3.2.2); LLaMA
 (arXiv:2302.13971, section 2.2); LLaMA-2 (arXiv:2307.09288, section 2.2); Falcon (arXiv:2311.16867); RoPE (arXiv:2104.09864);
-ALiBi (arXiv:2108.12409); RMSNorm (arXiv:1910.07467); MQA (arXiv:1911.02150); GQA (arXiv:2305.13245).
+ALiBi (arXiv:2108.12409); RMSNorm (arXiv:1910.07467); MQA (arXiv:1911.02150); GQA (arXiv:2305.13245); sliding windows: Mistral
+7B (arXiv:2310.06825, section 2).
 
 Shapes: B batch, T time, S keys, D model width, H query heads, K key/value heads, E head width, R turned part of it,
 F feed-forward, V vocabulary.
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from herdbook.model.attention import KeyValueCache, Sight, alibi_slopes, attention, with_alibi
+from herdbook.model.attention import KeyValueCache, Sight, alibi_slopes, attention, with_alibi, with_window
 from herdbook.model.config import ModelConfig
 from herdbook.model.start import Start, draw
 
@@ -290,14 +291,18 @@ class Decoder(nn.Module):
         return x_BTD, rotary, sight
 
     def _sight(self, T: int, positions_BT: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None) -> Sight:
-        """Who sees whom, with ALiBi's bias where positions are told by one."""
+        """Who sees whom, through the window if there is one, with ALiBi's bias where positions are told by one."""
         sight = Sight() if cache is None else cache.sight(T)
         if documents_BT is not None:
             sight = Sight(document_mask(documents_BT))
+        if self.cfg.window is None and self.cfg.positions != "alibi":
+            return sight
+        keys_BS = positions_BT if cache is None else cache.key_positions(T)
+        if self.cfg.window is not None:
+            sight = with_window(sight, self.cfg.window, positions_BT, keys_BS)
         if self.cfg.positions != "alibi":
             return sight
         slopes_H = alibi_slopes(self.cfg.n_heads, self.cfg.alibi_max)[self.heads_here].to(positions_BT.device)
-        keys_BS = positions_BT if cache is None else cache.key_positions(T)
         return with_alibi(
             sight, slopes_H, positions_BT, keys_BS,
             head_width=self.cfg.head_width, dtype=self.compute_dtype, falcon=self.cfg.alibi_falcon,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -132,6 +133,42 @@ def test_long_sequences_and_large_groups(native: Kernels, heads: tuple[int, int]
         rest = [backend.run([Span(tokens[at : at + 1], at, range(25), [0])]) for at in range(390, 400)]
         most = 1e-5 if exact and kv == "auto" else 0.02
         assert error(torch.cat([first, *rest]), logits(model, tokens)) < most
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
+@pytest.mark.parametrize("window", [1, 100, 129, 300])
+def test_windows_of_any_size(native: Kernels, window: int, positions: str, path: str) -> None:
+    """Less than a chunk of keys, one more than that, and several; prompts, pieces and single tokens; all types of keys."""
+    if path not in native.paths:
+        pytest.skip(f"this processor has no {path}")
+    shape = {"n_heads": 9, "n_kv_heads": 3, "head_dim": 10, "d_model": 40, "context": 400, "positions": positions}
+    model, tokens = make_decoder("gqa", **shape, init_std=0.1, window=window), ids(400)
+    want, cuts = logits(model, tokens), [0, 150, 151, 152, 153, 287, 395, 396, 397, 398, 399, 400]
+    for exact, kv, most in ((True, "auto", 1e-5), (False, "auto", 0.02), (True, "int8", 0.02)):
+        backend = NativeBackend(model, blocks=25, threads=2, kv=kv, exact=exact, path=path)  # type: ignore[arg-type]
+        parts = [backend.run([Span(tokens[a:b], a, range(25), range(b - a))]) for a, b in pairwise(cuts)]
+        assert error(torch.cat(parts), want) < most
+
+
+def test_keys_before_the_window_are_never_read(native: Kernels) -> None:
+    """Their blocks may belong to somebody else by then: whole chunks are passed over, and the rest is masked."""
+    model, tokens = make_decoder("gqa", context=400, window=100), ids(400)
+    backend = NativeBackend(model, blocks=26, threads=2)
+    backend.run([Span(tokens[:399], 0, range(25))])
+    one, two = (backend.run([Span(tokens[399:], 399, blocks, [0])]) for blocks in (range(25), [25] * 16 + list(range(16, 25))))
+    assert torch.equal(one, two)
+    torch.testing.assert_close(one[0], logits(model, tokens)[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_windows_row_does_not_depend_on_its_company(native: Kernels) -> None:
+    """A prompt's tokens go along together, and each begins to look elsewhere."""
+    model, tokens = make_decoder("gqa", context=400, window=120), ids(400)
+    whole, parts = (NativeBackend(model, blocks=25, threads=2, exact=False) for _ in range(2))
+    together = whole.run([Span(tokens, 0, range(25), range(400))])
+    parts.run([Span(tokens[:200], 0, range(25))])
+    alone = [parts.run([Span(tokens[at : at + 1], at, range(25), [0])]) for at in range(200, 300)]
+    assert torch.equal(torch.cat(alone), together[200:300])
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

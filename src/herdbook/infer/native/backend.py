@@ -31,7 +31,7 @@ from herdbook.model.decoder import Block, Decoder
 from herdbook.model.quantized import matrices
 
 KVKind = Literal["auto", "int8"]
-WIDEST_HEAD = 1024
+WIDEST_HEAD, FARTHEST = 1024, 2**31 - 1
 _PAGE = 16
 
 
@@ -198,7 +198,7 @@ class _Weights:
             POSITIONS[cfg.positions], ACTIVATIONS[cfg.activation], SHAPES[cfg.block], cfg.norm_place == "post",
             cfg.norm == "rmsnorm", cfg.rotary_width, cfg.rope_interleaved, cfg.alibi_falcon,
             eps=cfg.norm_eps, clip=cfg.clip_qkv or 0, rope_factor=cfg.rope_factor if cfg.rope_scaling == "linear" else 1,
-            layer=self._layers, embed=self._matrix(model.embed), head=head,
+            window=min(cfg.window or 0, FARTHEST), layer=self._layers, embed=self._matrix(model.embed), head=head,
             project_in=self._matrix(model.project_in), project_out=self._matrix(model.project_out),
             embed_norm=norm_of(model.embed_norm, self._keep), norm=norm_of(model.norm, self._keep),
         )  # fmt: skip

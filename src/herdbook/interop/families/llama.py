@@ -1,14 +1,18 @@
-"""LLaMA and what has its layout: Mistral without a sliding window, and Qwen3, whose queries and keys are normalised.
+"""LLaMA and what has its layout: Mistral, which may look through a sliding window, and Qwen3, whose queries and keys are
+normalised and whose windows differ from layer to layer, so that only models without one are read.
 
-Sources: arXiv:2302.13971, arXiv:2307.09288; `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen3ForCausalLM` of transformers
-4.57 and 5.23.
+Sources: arXiv:2302.13971, arXiv:2307.09288, arXiv:2310.06825; `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen3ForCausalLM`
+of transformers 4.57 and 5.23.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from herdbook.interop.families.base import Family, RopeKeys, Row, divides, pair
+from herdbook.interop.checks import window_of
+from herdbook.interop.families.base import Family, RopeKeys, Row, Settings, divides, pair
 
 LLAMA = Family(
     model_type="llama",
@@ -61,6 +65,13 @@ LLAMA = Family(
 
 _PLAIN = {key: name for key, name in LLAMA.fields.items() if key not in ("attention_bias", "mlp_bias")}
 
+
+def _window(settings: Settings, file: Path) -> dict[str, Any]:
+    """Every layer's window. transformers' is ours: a query sees so many keys, itself among them."""
+    key = "sliding_window"
+    return {"window": window_of(settings[key], settings["max_position_embeddings"], file, key)}
+
+
 MISTRAL = replace(
     LLAMA,
     model_type="mistral",
@@ -74,7 +85,9 @@ MISTRAL = replace(
         "positions": ("rope",), "norm": ("rmsnorm",), "norm_bias": (False,), "activation": ("swiglu",),
         "attn_bias": (False,), "ff_bias": (False,),
     },
-    write=lambda cfg: {"sliding_window": None},
+    read=_window,
+    derived=("window",),
+    write=lambda cfg: {"sliding_window": cfg.window},
 )  # fmt: skip
 
 QWEN3 = replace(

@@ -19,6 +19,7 @@ from herdbook.model.config import ModelConfig
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "position_offset": (0,), "alibi_falcon": (False,), "rope_interleaved": (False,), "rope_fraction": (1.0,),
     "norm_place": ("pre",), "block": ("sequential",), "embed_norm": (False,), "qk_norm": (False,), "clip_qkv": (None,),
+    "window": (None,),
     "head_bias": (False,), "norm": ("layernorm", "layernorm_low_precision"),
 }  # fmt: skip
 _COMMON = {

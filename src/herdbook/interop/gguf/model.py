@@ -7,7 +7,8 @@ llama.cpp's llama graph turns neighbours (x[2i], x[2i+1]), so the rows of query 
 files where this is forgotten load and babble.
 
 Where the families' own code has the exact GELU, llama.cpp computes the tanh approximation (Falcon, MPT, NeoX); its logits
-differ from ours by that much.
+differ from ours by that much. None of the graphs that we write for looks through a sliding window, so a model with one is
+refused on the way out; a file that tells of one is read as the model it was made from, not as llama.cpp runs it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from herdbook.errors import UserError
 from herdbook.facts.licenses import find_expression
-from herdbook.interop.checks import first_problem, listing, require_none, require_plausible, sizes
+from herdbook.interop.checks import first_problem, listing, require_none, require_plausible, sizes, window_of
 from herdbook.interop.gguf import packed as blocks
 from herdbook.interop.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from herdbook.interop.gguf.container import PLAIN, GGUFFile, TensorSource, open_gguf, write_gguf
@@ -46,6 +47,7 @@ MAY_MISS = {"vocab_size", "attention.head_count_kv", "attention.key_length", "at
 # … and keys that say nothing about what is computed.
 NEUTRAL = {"tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned", "vocab_size",
            "attention.key_length", "attention.value_length", "rope.dimension_count", "attention.causal"}  # fmt: skip
+WINDOW = "attention.sliding_window"
 _ROPE_SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear")
 _FEW_BITS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
@@ -203,6 +205,8 @@ def _read_header(file: GGUFFile) -> tuple[Architecture, ModelConfig]:
         if value is not None and ours in ModelConfig.model_fields:
             values[ours] = _plain(value)
     values |= _rope(file, architecture, values) | _from_tensors(file, architecture)
+    window = f"{architecture.name}.{WINDOW}"
+    values["window"] = window_of(file.metadata.get(window) or None, values.get("context"), file.path, window)
     if PARALLEL in architecture.flags:
         parallel = file.metadata.get(f"{architecture.name}.{PARALLEL}", True)
         values["block"] = "parallel_two_norms" if parallel else "sequential"
@@ -227,7 +231,7 @@ def _require_known_keys(file: GGUFFile, architecture: Architecture) -> None:
     missing = [prefix + key for key in architecture.keys if key not in MAY_MISS and prefix + key not in file.metadata]
     if missing:
         raise UserError(f"the header lacks {listing(missing)}", where=file.path, todo="the file is damaged, or of another kind")
-    known = {*architecture.keys, *architecture.flags, *NEUTRAL, *_ROPE_SCALING}
+    known = {*architecture.keys, *architecture.flags, *NEUTRAL, *_ROPE_SCALING, WINDOW}
     unknown = [
         f"{key} = {value!r}"[:80]
         for key, value in file.metadata.items()

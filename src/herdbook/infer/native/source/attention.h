@@ -23,7 +23,8 @@ struct Queries {
   float root;             // 1 / sqrt(E)
   float* query;           // [row][width]
   uint16_t* half_query;   // room for the same in bfloat16
-  int position[QUERIES];  // a query sees the keys up to its own position
+  int first[QUERIES];     // the least key a query sees: 0, or where its window begins
+  int position[QUERIES];  // the last one, its own
   float slope[QUERIES];   // ALiBi's; 0: none
   float* mixed;           // out: [row][E padded to 16]
   float* score;           // room for [QUERIES][CHUNK]
@@ -181,6 +182,7 @@ inline void weigh(const Queries& q, int row, int first, int pages, bool falcon, 
     vf s = load(score + key);
     if (q.slope[row] != 0) s += alibi(q.slope[row], first + key, q.position[row], falcon, q.root);
     s = lane > (float)(q.position[row] - first - key) ? all(-INFINITY) : s;
+    if (q.first[row] > first + key) s = lane < (float)(q.first[row] - first - key) ? all(-INFINITY) : s;
     store(score + key, s);
     top = larger(top, s);
   }
@@ -235,16 +237,18 @@ template <class T> struct Chunk {
 };
 
 template <class T> void attend(const Queries& q, const Store<T>& from, const int32_t* table, bool falcon) {
-  int stride = to_page(q.width), seen = 0;
+  int stride = to_page(q.width), least = q.first[0], seen = 0;
   float largest[QUERIES], added[QUERIES];
   for (int row = 0; row < q.rows; row++) {
     largest[row] = -INFINITY, added[row] = 0;
+    if (q.first[row] < least) least = q.first[row];
     if (q.position[row] + 1 > seen) seen = q.position[row] + 1;
   }
   memset(q.mixed, 0, (size_t)q.rows * stride * sizeof(float));
   if (Read<T>::half)
     for (int i = 0; i < q.rows * q.width; i += W) store_bf16(q.half_query + i, load(q.query + i));
-  for (int first = 0; first < seen; first += CHUNK) {
+  // Chunks begin at multiples of their size whatever is seen, so that a row's sums do not depend on who goes along with it.
+  for (int first = least / CHUNK * CHUNK; first < seen; first += CHUNK) {
     int many = seen - first < CHUNK ? seen - first : CHUNK, pages = (many + PAGE - 1) / PAGE;
     Chunk<T> chunk(from, table, first / PAGE, (seen + PAGE - 1) / PAGE);
     by_rows(q.rows, ScorePiece<T>{q, chunk.keys, pages});

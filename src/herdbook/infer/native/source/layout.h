@@ -47,10 +47,11 @@ struct Model {
   int32_t width, layers, heads, kv_heads, head_width, ff_width, vocabulary, embed_width;
   int32_t positions, activation, shape, post, rms, rotary_width, interleaved, falcon;
   int32_t keys_kind, exact, threads, pages;
-  float eps, clip, rope_factor, unused;  // clip 0: none
-  const float* slopes;                   // (H), ALiBi
-  const float* frequencies;              // (rotary_width / 2), radians a position
-  const float* position_table;           // row of position 0 first, padded columns
+  float eps, clip, rope_factor;  // clip 0: none
+  int32_t window;                // keys a query sees at most, itself among them; 0: all
+  const float* slopes;           // (H), ALiBi
+  const float* frequencies;      // (rotary_width / 2), radians a position
+  const float* position_table;   // row of position 0 first, padded columns
   const Layer* layer;
   Matrix embed, head, project_in, project_out;
   Norm embed_norm, norm;

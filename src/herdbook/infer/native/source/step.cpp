@@ -105,6 +105,7 @@ template <class T> void attend_unit(Thread& t, int layer, const Unit& unit) {
     q.query[(i + 1) * q.width - 1] = 0;
     memcpy(q.query + i * q.width, t.run.heads + row * t.run.heads_stride + head * width, width * sizeof(float));
     q.position[i] = t.run.position_of[row];
+    q.first[i] = m.window && q.position[i] >= m.window ? q.position[i] - m.window + 1 : 0;
     q.slope[i] = m.positions == ALIBI ? m.slopes[head] : 0.0f;
   }
   attend(q, Cache<T>{m, layer}.of(unit.kv_head), t.run.step->pages + t.run.step->tables[unit.span], m.falcon);
