@@ -96,7 +96,7 @@ def test_blocks_cost_what_is_said() -> None:
     model = MODELS["gqa"]
     for kv in ("auto", "int8"):
         backend = TorchBackend(model, blocks=BLOCKS, kv=kv)
-        held = sum(one.nbytes for memory in backend._memories for part in memory.parts for one in part if one is not None)
+        held = sum(part.nbytes for layer in backend._layers for part in (*layer.stores, *layer.scales))
         assert held == (BLOCKS + 1) * TorchBackend.block_bytes(model, kv)
     assert TorchBackend(model, blocks=1).read_bytes == 4 * sum(
         weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2
