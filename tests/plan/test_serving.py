@@ -78,6 +78,16 @@ def test_a_speed_that_is_asked_for_makes_it_smaller() -> None:
         largest_served(judge, like=like, speed=1e6)
 
 
+def test_a_window_is_kept_whole_and_read_in_part() -> None:
+    model, device = find_model("llama2-7b").config, find_device("a100-80gb")
+    narrow = model.model_copy(update={"window": 1024})
+    plain, windowed = (served(one, device, context=4096) for one in (model, narrow))
+    assert plain.need == windowed.need
+    read = plain.need.weights + plain.need.cache / 4
+    assert windowed.speed == pytest.approx(device.bandwidth / read)
+    assert served(narrow, device, context=512).speed == served(model, device, context=512).speed
+
+
 def test_many_sequences_are_bound_by_products() -> None:
     model, device = find_model("falcon-7b").config, find_device("a100-80gb")
     assert served(model, device, context=512).bound == "bandwidth"

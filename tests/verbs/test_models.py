@@ -117,6 +117,20 @@ def test_every_model_can_be_shown(preset: Any) -> None:
     assert "None" not in text
 
 
+def test_a_window_is_named(tmp_path: Path) -> None:
+    from herdbook.interop.hf import save_folder
+    from herdbook.model.config import ModelConfig
+    from herdbook.model.decoder import Decoder
+
+    shape = {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 1, "context": 5000}
+    for window in (None, 1234):
+        save_folder(Decoder(ModelConfig.model_validate({**shape, "window": window})), tmp_path / "m", tokenizer=None)
+        text = " ".join(models("show", str(tmp_path / "m")).split())
+        assert "share 2 key/value heads (GQA)" in text
+        assert ("through a window of 1,234 tokens" in text) == (window is not None)
+        assert facts("show", str(tmp_path / "m"))["config"]["window"] == window
+
+
 def test_a_folder_is_bound_by_what_it_was_made_from(descendant: Path) -> None:
     shown = facts("show", str(descendant))
     assert "Apache-2.0" in shown["stated_license"]["id"]

@@ -70,7 +70,8 @@ def ours(model: Decoder, *, prompt: int, written: int, sequences: Sequence[int],
     first_s = statistics.median(_first(engine, _ids(model, prompt, turn)) for turn in range(4)[1:])
     decode = {count: count / statistics.median(_steps(engine, count, prompt, written)) for count in sequences}
     weights, per_token = engine.scheduler.backend.read_bytes, engine.kv_bytes_per_token
-    step_bytes = {count: weights + count * (prompt + written / 2) * per_token for count in sequences}
+    tokens = prompt + written / 2
+    step_bytes = {count: weights + count * min(tokens, model.cfg.window or tokens) * per_token for count in sequences}
     return Speed(f"herdbook ({engine.describe()})", prompt, written, first_s, prompt / first_s, decode, step_bytes)
 
 

@@ -2,13 +2,14 @@
 
 Weights count by their precision. `int8` and `int4` are those of GGUF's Q8_0 and Q4_0, where 32 weights share a scale of 16
 bits: 8.5 and 4.5 bits a weight; beside 4 bits the embedding and the head are Q8_0, as our GGUF files have them. The cache
-stays in 16 bits, in 32 for fp32. What the runtime itself takes comes on top: some hundred megabytes, and the activations of
-the batch it is reading.
+stays in 16 bits, in 32 for fp32; it is kept whole, behind a sliding window too. What the runtime itself takes comes on top:
+some hundred megabytes, and the activations of the batch it is reading.
 
-A text is written token by token, and every step reads all weights and all caches once, so a device writes at most
-bandwidth / (weights + caches) tokens a second in each sequence, and at most peak / (2·N·sequences) (Pope et al. 2022,
-arXiv:2211.05102, section 3). `largest_served` turns that around, as MosaicML did when they sized MPT-30B for one A100-80GB in
-16 bits (mosaicml/mpt-30b, model card): the largest model that fits a device and is still fast enough.
+A text is written token by token, and every step reads all weights and all caches once (of a model with a window, what the
+window shows of them), so a device writes at most bandwidth / (weights + caches) tokens a second in each sequence, and at most
+peak / (2·N·sequences) (Pope et al. 2022, arXiv:2211.05102, section 3). `largest_served` turns that around, as MosaicML did when
+they sized MPT-30B for one A100-80GB in 16 bits (mosaicml/mpt-30b, model card): the largest model that fits a device and is
+still fast enough.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def served(
 ) -> Served:  # fmt: skip
     """How a model does on one device. Raises UserError for a precision that is none."""
     need = serving_memory(model, precision, context=context, sequences=sequences)
-    read = device.bandwidth * bandwidth_share / need.total
+    seen = min(model.window or need.context, need.context) / need.context  # of the cache, by each step
+    read = device.bandwidth * bandwidth_share / (need.weights + need.cache * seen)
     # Quantised weights are multiplied in 16 bits by most engines, so their products go at that rate.
     peak = device.peak("fp32" if precision == "fp32" else "bf16")[1]
     multiplied = peak / (model.flops_per_token(need.context, training=False) * sequences)

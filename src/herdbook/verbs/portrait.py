@@ -91,6 +91,8 @@ def _attention(config: ModelConfig) -> str:
         kind = f"{heads} that share one key/value head (MQA)"
     else:
         kind = f"{heads} that share {config.kv_heads} key/value heads (GQA)"
+    if config.window is not None:
+        kind += f", through a window of {config.window:,} tokens"
     clipped = "" if config.clip_qkv is None else f", clipped to ±{config.clip_qkv:g}"
     return kind + clipped + (", queries and keys normalised" if config.qk_norm else "")
 
