@@ -21,7 +21,7 @@ OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_UI=OFF",
     "-DBUILD_SHARED_LIBS=ON", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF",
 )  # fmt: skip
-TARGETS = ("llama", "llama-bench", "llama-quantize")
+TARGETS = ("llama", "llama-bench", "llama-batched-bench", "llama-quantize")
 
 
 def run(*words: str | Path) -> None:

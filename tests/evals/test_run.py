@@ -114,7 +114,7 @@ def test_nothing_to_measure_is_an_error_and_leaves_no_pedigree(
 @pytest.mark.parametrize(
     ("text", "message"),
     [("tasks: [bits_per_byte, bits_per_byte]", "listed twice"), ("task: [x]", "did you mean tasks"),
-     ("tasks: [mmlu]", "not one of"), ("overlap: 1", "overlap"),
+     ("shots: -1", "shots"), ("overlap: 1", "overlap"),
      ("prompts: [{mode: chat}]", "prompts.0.text: this key is needed")],
 )  # fmt: skip
 def test_mistakes_in_the_config_are_named(text: str, message: str) -> None:

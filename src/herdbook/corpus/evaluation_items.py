@@ -6,21 +6,15 @@ Of a set by name, the split that is scored is taken; what is meant for training 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from herdbook.corpus.config_dedup import ContaminationConfig
 from herdbook.corpus.contamination import Item
-from herdbook.corpus.readers import open_bytes
 from herdbook.errors import UserError
+from herdbook.facts.evaluation_rows import read_rows
 from herdbook.facts.evaluation_sets import evaluation_sets, files_of
-
-_ROWS = 1024  # of a parquet file that are in memory at once
 
 
 def evaluation_files(cfg: ContaminationConfig) -> list[tuple[str, Path]]:
@@ -70,40 +64,10 @@ def read_items(path: Path, task: str | None = None, text_key: str | None = None)
     lacks the field.
     """
     name = task or path.name.split(".")[0]
-    for number, row in _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path):
+    for number, row in read_rows(path):
         if text_key is not None and text_key not in row:
             raise UserError(f"there is no field {text_key!r}", where=f"{path}:{number}", todo=f"fields here: {', '.join(row)}")
         yield Item(name, str(row.get("id", number)), list(_strings(row if text_key is None else row[text_key])))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(
-                    "this line is not a JSON object",
-                    where=f"{path}:{number}",
-                    todo="evaluation sets are jsonl or parquet files",
-                )
-            yield number, row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"this is not a whole parquet file ({error})", where=path) from error
 
 
 def _strings(value: Any) -> Iterator[str]:

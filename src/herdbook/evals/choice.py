@@ -29,6 +29,7 @@ from herdbook.evals.scoring import Request, Subject, accuracy, draw_key, score
 
 VERSION = 1
 CHOICES = 4
+QUESTIONS = 250  # of a quiz where no limit is set
 _NEAREST = 12  # distractors are drawn from so many candidates, the nearest in length
 _POOL = 4000  # candidates looked at; a larger corpus is sampled down to these
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[`]?[A-ZÀ-Ý0-9])")

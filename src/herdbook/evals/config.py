@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from herdbook.config import Config
 from herdbook.units import Bytes, Count, Share
 
-TaskName = Literal["bits_per_byte", "docstring_choice", "continuation_choice"]
+HELD_OUT = ("bits_per_byte", "docstring_choice", "continuation_choice")  # tasks that a corpus' held-out documents make
 
 
 def _prompt(value: Any) -> Any:
@@ -46,10 +47,14 @@ def _default_prompts() -> list[PromptConfig]:
 class EvalConfig(Config):
     """What to measure, and on how much."""
 
-    tasks: list[TaskName] = Field(
-        ["bits_per_byte", "docstring_choice", "continuation_choice"],
-        description="bits_per_byte: prediction of held-out text; the others: multiple choice made from held-out text",
+    tasks: list[str] = Field(
+        list(HELD_OUT),
+        description="bits_per_byte: prediction of held-out text; docstring_choice, continuation_choice: multiple choice made "
+        "from held-out text; others: tasks on published sets, or paths of one's own (docs/evaluation.md)",
     )
+    suite: str | None = Field(None, description="a suite of tasks on published sets, or the path of one's own")
+    folder: Path | None = Field(None, description="where the files of published sets lie; nothing is fetched")
+    shots: Count | None = Field(None, ge=0, description="examples before each question of a set; null: the task's own number")
     documents: Count = Field(96, ge=1, description="held-out documents a source for bits_per_byte")
     document_bytes: Bytes = Field(4000, ge=64, description="of each such document at most its first so many bytes are scored")
     overlap: Share = Field(
@@ -59,7 +64,9 @@ class EvalConfig(Config):
         description="text longer than the context is scored in windows that share this much with the one before",
     )
     limit: Count | None = Field(
-        250, ge=1, description="questions a multiple-choice task at most; null: all that 4,000 documents give"
+        None,
+        ge=1,
+        description="questions a task, or part of one, at most; null: all of a set, 250 of those made from held-out text",
     )
     docstring_source: str = Field("docstrings", description="the source whose documents are a signature and its docstring")
     prose_source: str = Field("wikipedia", description="the source of prose for continuation_choice")
@@ -70,7 +77,7 @@ class EvalConfig(Config):
 
     @field_validator("tasks")
     @classmethod
-    def _no_task_twice(cls, tasks: list[TaskName]) -> list[TaskName]:
+    def _no_task_twice(cls, tasks: list[str]) -> list[str]:
         if len(set(tasks)) != len(tasks):
             raise ValueError("a task is listed twice")
         return tasks

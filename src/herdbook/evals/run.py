@@ -6,7 +6,10 @@ It leaves
 - `samples.jsonl`: one line a document or question, with the choices and their log-likelihoods;
 - `generations.json`: what the models wrote for the prompts.
 
-A task whose source the corpus lacks is skipped; the reason stands in `results.json`.
+- `answers/MODEL/TASK.jsonl`: what the model answered to each question of a set, from which a run that was cut off goes on.
+
+Tasks are of two kinds: those that a corpus' held-out documents make (`bpb`, `choice`), and those on published sets in local
+files (`sets`). A task whose source the corpus lacks is skipped; the reason stands in `results.json`.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from herdbook import pedigree
 from herdbook.console import Terminal
 from herdbook.errors import UserError
 from herdbook.evals import bpb, choice
-from herdbook.evals.config import EvalConfig, PromptConfig
+from herdbook.evals.config import HELD_OUT, EvalConfig, PromptConfig
 from herdbook.evals.scoring import Subject
-from herdbook.files import atomic_path, write_json
+from herdbook.evals.sets import Sets, load_sets, measure_sets
+from herdbook.files import atomic_path, sha256_json, write_json
 
 if TYPE_CHECKING:
     from herdbook.infer.engine import Engine
@@ -36,6 +40,7 @@ class Material:
 
     sample: bpb.Sample | None = None
     quizzes: list[choice.Quiz] = field(default_factory=list)
+    sets: Sets = field(default_factory=Sets)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -59,7 +64,7 @@ def evaluate(cfg: EvalConfig, models: dict[str, Path], out: Path, terminal: Term
         if corpus is not None:
             rec.add_input(corpus, "corpus")
         material = gather(cfg, corpus, terminal)
-        if material.sample is None and not material.quizzes and not cfg.prompts:
+        if material.sample is None and not material.quizzes and not material.sets.tasks and not cfg.prompts:
             reasons = "; ".join(f"{task}: {reason}" for task, reason in material.skipped.items())
             raise UserError(
                 f"nothing is left to measure ({reasons or 'no tasks'})", where="eval", todo="name tasks under eval.tasks"
@@ -69,8 +74,10 @@ def evaluate(cfg: EvalConfig, models: dict[str, Path], out: Path, terminal: Term
         generations: list[dict[str, Any]] = []
         for name, path in models.items():
             engine, tokenizer, context = load_model(path)
-            subject = Subject(name, engine, tokenizer, context, chat=tokenizer.chat_template is not None)
-            results[name], found = measure(cfg, subject, material, terminal, chat_renderer(tokenizer))
+            chat = tokenizer.chat_template is not None
+            subject = Subject(name, engine, tokenizer, context, chat, writer=engine, identity=_identity(path))
+            logs = out / "answers" / name
+            results[name], found = measure(cfg, subject, material, terminal, chat_renderer(tokenizer), logs)
             results[name]["config"] |= {"model_path": str(path), "context": context}
             rows += found
             generations += generate(cfg, subject, engine, tokenizer, terminal)
@@ -84,7 +91,11 @@ def evaluate(cfg: EvalConfig, models: dict[str, Path], out: Path, terminal: Term
 def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material:
     """Draw the documents and questions of the configured tasks."""
     material = Material()
-    for task in map(str, cfg.tasks):
+    material.sets = load_sets(cfg, [task for task in cfg.tasks if task not in HELD_OUT], terminal)
+    material.skipped |= material.sets.skipped
+    for task in (task for task in cfg.tasks if task in HELD_OUT):
+        if corpus is None and material.sets.tasks:
+            continue  # who asks for published sets need not have a corpus
         if corpus is None:
             material.skipped[task] = "no corpus with held-out documents was given"
         elif task == bpb.TASK:
@@ -95,7 +106,7 @@ def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material
                 material.skipped[task] = "the corpus holds no document back (corpus.heldout)"
         else:
             source = cfg.docstring_source if task == "docstring_choice" else cfg.prose_source
-            quiz = choice.build_quiz(task, corpus, source, limit=cfg.limit, seed=cfg.seed)
+            quiz = choice.build_quiz(task, corpus, source, limit=cfg.limit or choice.QUESTIONS, seed=cfg.seed)
             if quiz.questions:
                 material.quizzes.append(quiz)
             else:
@@ -114,13 +125,21 @@ def load_model(path: Path) -> tuple[Engine, Tokenizer, int]:
     return Engine(model, tokenizer), tokenizer, model.cfg.context
 
 
+def _identity(path: Path) -> str:
+    """What tells a model's weights from others in the same place: its pedigree's hash, else sizes and times of its files."""
+    if pedigree.exists(path):
+        return sha256_json(pedigree.read(path))
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return sha256_json([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+
 def chat_renderer(tokenizer: Tokenizer) -> Callable[[str], str]:
     """Puts a question into the model's chat format, up to where its answer begins."""
     return lambda question: tokenizer.render_chat([{"role": "user", "content": question}])
 
 
 def measure(
-    cfg: EvalConfig, subject: Subject, material: Material, terminal: Terminal, render: Callable[[str], str]
+    cfg: EvalConfig, subject: Subject, material: Material, terminal: Terminal, render: Callable[[str], str], logs: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All tasks on one model.
 
@@ -145,6 +164,7 @@ def measure(
         log = choice.multiple_choice(subject, quiz, terminal, render)
         _note_choice(found, log, quiz, subject)
         rows += log
+    rows += measure_sets(cfg, material.sets, subject, found, logs, terminal)
     return found, rows
 
 
@@ -246,8 +266,9 @@ def show(results: dict[str, Any], terminal: Terminal) -> None:
                 error = scores[f"{metric}_stderr,none"]
                 spread = f"{error:.3f}" if isinstance(error, float) else ""
                 chance = found["configs"][task]["metadata"].get("chance", "")
+                chance = f"{chance:.3g}" if isinstance(chance, float) else chance
                 samples = found["n-samples"][task]["effective"]
                 lines.append(
-                    (name, scores["alias"].strip(), metric, f"{scores[f'{metric},none']:.3f}", spread, chance, samples)
+                    (name, scores["alias"].rstrip(), metric, f"{scores[f'{metric},none']:.3f}", spread, chance, samples)
                 )
     terminal.table(("model", "task", "metric", "score", "± error", "chance", "samples"), lines)

@@ -28,6 +28,13 @@ class Scorer(Protocol):
         """The sum of log p (nats) of each continuation after its context, and whether it is what greedy decoding gives."""
 
 
+class Writer(Protocol):
+    """The part of an inference engine that writes texts."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Any], /) -> Sequence[Any]:
+        """A completion for each prompt, each with its own settings."""
+
+
 class TextCoder(Protocol):
     """The part of a tokenizer that tasks use."""
 
@@ -60,6 +67,8 @@ class Subject:
         tokenizer: turns text into the model's ids.
         context: the most tokens the model reads at once.
         chat: whether questions are put in the chat format.
+        writer: writes texts; None where only scores are wanted.
+        identity: what tells the model from another of the same name, as the hash of its weights.
     """
 
     name: str
@@ -67,6 +76,8 @@ class Subject:
     tokenizer: TextCoder
     context: int
     chat: bool
+    writer: Writer | None = None
+    identity: str = ""
 
     @property
     def separator(self) -> list[int]:

@@ -20,7 +20,7 @@ from herdbook.errors import UserError
 
 MOST_FILES = 100_000  # that are looked at in a folder of evaluation sets
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
+_SPLITS = {"valid": "validation", "val": "validation"}
 _SPLIT = re.compile(r"(?:^|[_-])(train|validation|valid|val|dev|test)(?:[_-]|$)")
 
 
@@ -83,6 +83,8 @@ def files_of(wanted: EvaluationSet, folder: Path) -> dict[str, list[Path]]:
         if inside or stem in wanted.names or bare in wanted.names:
             name = split[1] if split else wanted.split
             found.setdefault(_SPLITS.get(name, name), []).append(path)
+    if "dev" in found and "validation" not in found:  # another word for it, but where both are there (MMLU)
+        found["validation"] = found.pop("dev")
     if not found:
         names = ", ".join(sorted(wanted.names))
         raise UserError(
