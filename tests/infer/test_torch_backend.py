@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from herdbook.infer.backend import BLOCK, Span
 from herdbook.infer.blocks import blocks_for
+from herdbook.infer.memory import KVKind
 from herdbook.infer.torch_backend import TorchBackend
 
 from .conftest import KINDS, make_decoder
@@ -96,9 +100,36 @@ def test_blocks_cost_what_is_said() -> None:
     model = MODELS["gqa"]
     for kv in ("auto", "int8"):
         backend = TorchBackend(model, blocks=BLOCKS, kv=kv)
-        held = sum(part.nbytes for layer in backend._layers for part in (*layer.stores, *layer.scales))
+        held = sum(one.nbytes for memory in backend._memories for part in memory.parts for one in part if one is not None)
         assert held == (BLOCKS + 1) * TorchBackend.block_bytes(model, kv)
     assert TorchBackend(model, blocks=1).read_bytes == 4 * sum(
         weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2
     )
     assert TorchBackend.block_bytes(model) == BLOCK * model.cfg.kv_bytes_per_token(4)
+
+
+class Counting(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU, or send it a tensor made of Python's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.waits += func.name() in ("aten::_local_scalar_dense", "aten::item", "aten::lift_fresh", "aten::nonzero")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@pytest.mark.parametrize("step", ["none", "plain"])
+@pytest.mark.parametrize("kind", ["gqa", "alibi-falcon", "window-5", "learned"])
+def test_no_layer_waits_for_the_device(kind: str, kv: KVKind, step: Literal["none", "plain"]) -> None:
+    waits = []
+    for layers in (1, 4):
+        backend = TorchBackend(make_decoder(kind, n_layers=layers), blocks=8, kv=kv, step=step)
+        with Counting() as counting:
+            backend.run([Span(range(20), 0, [0, 1], [19]), Span([5, 6], 0, [2], [0, 1])])
+            backend.run([Span([7], 20, [0, 1], [0]), Span([8, 9, 10], 2, [2], [2]), Span([3], 1, [4], [0])])
+            backend.copy([(0, 5), (1, 6)])
+        waits.append(counting.waits)
+    assert waits[0] == waits[1] > 0

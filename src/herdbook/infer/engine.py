@@ -25,6 +25,7 @@ from herdbook.infer.scheduler import Scheduler
 from herdbook.infer.scoring import score
 from herdbook.infer.speculate import Drafter, DraftModel, Lookup
 from herdbook.infer.torch_backend import TorchBackend
+from herdbook.infer.twin import copied_bytes
 from herdbook.model.decoder import Decoder
 from herdbook.tokenizer import Tokenizer
 
@@ -132,7 +133,8 @@ class Engine:
         """What runs the model, in a few words."""
         backend = self.scheduler.backend
         if isinstance(backend, TorchBackend):
-            return f"torch, {str(self.model.compute_dtype).removeprefix('torch.')}"
+            kind = str(self.model.compute_dtype).removeprefix("torch.")
+            return ", ".join(("torch", kind, *filter(None, [backend.path])))
         return f"C++ kernels, {getattr(backend, 'path', 'plain')}"
 
     def _new_scheduler(self) -> Scheduler:
@@ -168,7 +170,7 @@ class Engine:
         device = _device(self.model)
         memory = self.cfg.kv_memory
         if memory is None and device.type == "cuda":
-            memory = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+            memory = int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] - copied_bytes(self.model)))
         # One block more than a whole context, so that a text that branches at its end need not wait.
         least = -(-self.context // BLOCK) + 1
         most = self.cfg.rows * least

@@ -68,13 +68,13 @@ class KeyValueCache(Protocol):
         """Positions (B, T) of the `time` tokens that come next, each row counted on from its own length."""
 
     def key_positions(self, time: int) -> Tensor:
-        """Positions (B or 1, S) of the keys that `extend` returns when `time` tokens come next."""
+        """Positions (B or 1, S) of the keys that `attend` reads when `time` tokens come next."""
 
-    def sight(self, time: int) -> Sight:
-        """What the next `time` queries see of the keys that `extend` returns."""
+    def sight(self, time: int) -> Sight | None:
+        """What the next `time` queries see of the keys that `attend` reads; None: it knows that by itself, ALiBi and all."""
 
-    def extend(self, layer: int, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new keys and values of a layer; all of that layer so far, (B, K, S, E) each."""
+    def attend(self, layer: int, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, sight: Sight) -> Tensor:
+        """Keep the new keys and values of a layer; attention over all of that layer so far, (B, H, T, E)."""
 
 
 def with_window(sight: Sight, window: int, query_BT: Tensor, key_BS: Tensor) -> Sight:

@@ -119,9 +119,10 @@ class Attention(nn.Module):
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
         if rotary is not None:
             q_BHTE, k_BKTE = rotate(q_BHTE, rotary, self.interleaved), rotate(k_BKTE, rotary, self.interleaved)
-        if cache is not None:
-            k_BKTE, v_BKTE = cache.extend(self.layer, k_BKTE, v_BKTE)
-        out_BHTE = attention(q_BHTE, k_BKTE, v_BKTE, sight, dropout=self.dropout if self.training else 0.0)
+        if cache is None:
+            out_BHTE = attention(q_BHTE, k_BKTE, v_BKTE, sight, dropout=self.dropout if self.training else 0.0)
+        else:
+            out_BHTE = cache.attend(self.layer, q_BHTE, k_BKTE, v_BKTE, sight)
         out_BTD: Tensor = self.o(out_BHTE.transpose(1, 2).reshape(B, T, -1))
         return out_BTD
 
@@ -293,6 +294,8 @@ class Decoder(nn.Module):
     def _sight(self, T: int, positions_BT: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None) -> Sight:
         """Who sees whom, through the window if there is one, with ALiBi's bias where positions are told by one."""
         sight = Sight() if cache is None else cache.sight(T)
+        if sight is None:
+            return Sight()
         if documents_BT is not None:
             sight = Sight(document_mask(documents_BT))
         if self.cfg.window is None and self.cfg.positions != "alibi":
