@@ -376,3 +376,18 @@ def test_a_text_that_fails_is_no_matter_of_the_others(monkeypatch: pytest.Monkey
     assert set(done) == {numbers[0], numbers[2]}
     assert [event.request for event in events if event.error is not None] == [numbers[1]]
     assert scheduler.pool.held == 0
+
+
+@pytest.mark.parametrize("read", [{}, {"temperature": 1}, {"logprobs": True}, {"prompt_logprobs": True}, {"beams": 2}])
+def test_logits_that_nobody_reads_are_not_fetched(read: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[int] = []
+
+    def as_array(logits_WV: torch.Tensor) -> FloatArray:
+        fetched.append(logits_WV.shape[1])
+        return logits_WV.numpy()
+
+    monkeypatch.setattr("herdbook.infer.scheduler.as_array", as_array)
+    scheduler = make()
+    scheduler.submit(request([1, 2, 3], **{"temperature": 0, "max_tokens": 4, **read}))
+    finish(scheduler)
+    assert set(fetched) == {MODELS["gqa"].cfg.vocabulary if read else 0}

@@ -82,6 +82,12 @@ class Sequence:
         """Whether the text has a token."""
         return len(self.ids) > len(self.request.prompt)
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether more of its logits is wanted than the likeliest id."""
+        sampling = self.request.sampling
+        return not self._bare or self._scored or sampling.prompt_logprobs or sampling.beams > 0
+
     def ahead(self, most: int) -> Ahead:
         """What a drafter needs to know; at most `most` tokens."""
         count = max(0, min(self.reach, most, self.writer.room - 1))
