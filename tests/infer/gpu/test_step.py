@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from herdbook.infer.backend import Span
 from herdbook.infer.blocks import blocks_for
 from herdbook.infer.config import EngineConfig, Sampling
 from herdbook.infer.gpu import have_triton, step
+from herdbook.infer.memory import KVKind
 from herdbook.infer.request import Request
 from herdbook.infer.scheduler import Scheduler
 from herdbook.infer.torch_backend import TorchBackend
@@ -132,6 +134,25 @@ def test_each_padded_size_is_made_once_and_padding_leaves_the_blocks_alone() -> 
     backend.run([Span([row], 1, [row], [0]) for row in range(3)])
     for memory, before in zip(backend._memories, kept, strict=True):
         torch.testing.assert_close(memory.keys[:, :20], before)
+
+
+class Refusing(TorchDispatchMode):
+    """Raises at what a capture would: a tensor made of Python's numbers, a number fetched, a size that depends on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.name() not in ("aten::lift_fresh", "aten::_local_scalar_dense", "aten::item", "aten::nonzero"), func.name()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_step_can_be_captured(kind: str, kv: KVKind, name: Kind) -> None:
+    backend = TorchBackend(MODELS[kind], blocks=4, kv=kv, step=name)
+    assert backend._step is not None
+    backend.run([Span([1], 3, [2], [0])])
+    with torch.inference_mode(), Refusing():
+        backend._step._batches[1]._forward()
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (33, 64), (64, 64), (65, 128)])
