@@ -130,13 +130,20 @@ def sft(
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="a recipe, a run's folder, or a model folder")],
     words: Words = None,
+    suite: Annotated[
+        str | None, typer.Option(help="tasks on published sets: tiny, leaderboard-v1, or the path of your own")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="where the files of published sets lie")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="questions a task at most")] = None,
     corpus: Annotated[Path | None, typer.Option(help="the corpus whose held-out documents are scored")] = None,
     out: Out = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure bits per byte and multiple-choice accuracy on held-out documents."""
+    """Measure a model on held-out documents, and on published sets."""
     from herdbook.verbs import station
 
+    given = {"suite": suite, "folder": data, "limit": limit}
+    words = [*(words or []), *(f"eval.{key}={value}" for key, value in given.items() if value is not None)]
     station.work("eval", target, words, out, open_terminal(quiet, as_json), {"corpus": corpus}, dry_run=dry_run)

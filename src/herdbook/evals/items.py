@@ -94,7 +94,8 @@ def evaluation_set(task: Task) -> EvaluationSet:
     """The set of a task without files of its own. Raises UserError when it is not known."""
     known = evaluation_sets().get(task.set or "")
     if known is None:
-        raise UserError(f"there is no evaluation set {task.set!r}", where=task.name, todo="`herdbook eval --list` shows them")
+        todo = f"there are {', '.join(evaluation_sets())}; a set of your own is named under `files`"
+        raise UserError(f"there is no evaluation set {task.set!r}", where=task.name, todo=todo)
     return known
 
 

@@ -91,7 +91,7 @@ def evaluate(cfg: EvalConfig, models: dict[str, Path], out: Path, terminal: Term
 def gather(cfg: EvalConfig, corpus: Path | None, terminal: Terminal) -> Material:
     """Draw the documents and questions of the configured tasks."""
     material = Material()
-    material.sets = load_sets(cfg, [task for task in cfg.tasks if task not in HELD_OUT], terminal)
+    material.sets = load_sets(cfg, [task for task in cfg.tasks if task not in HELD_OUT])
     material.skipped |= material.sets.skipped
     for task in (task for task in cfg.tasks if task in HELD_OUT):
         if corpus is None and material.sets.tasks:

@@ -48,7 +48,7 @@ class Sets:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def load_sets(cfg: EvalConfig, names: Sequence[str], terminal: Terminal) -> Sets:
+def load_sets(cfg: EvalConfig, names: Sequence[str]) -> Sets:
     """The tasks of `cfg.suite` and those of `names`, with their items.
 
     Raises UserError for a name that is not known, for broken files, and when a task that was named by itself has no files;
@@ -70,7 +70,6 @@ def load_sets(cfg: EvalConfig, names: Sequence[str], terminal: Terminal) -> Sets
             if place >= ours or folder is None:
                 raise
             sets.skipped[task.name] = str(error).partition("\n")[0]
-            terminal.warn(f"{task.name} is left out: {sets.skipped[task.name]}")
             continue
         sets.tasks.append((task, items, protocol))
     if wanted and not sets.tasks:

@@ -161,4 +161,4 @@ def _draft(name: str) -> tuple[Draft, Path]:
         return read_yaml(path), path
     close = difflib.get_close_matches(name, task_names(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"there is no task {name!r}", todo=f"{hint}`herdbook eval --list` shows them; one's own is a .yaml file")
+    raise UserError(f"there is no task {name!r}", todo=f"{hint}There are {', '.join(task_names())}; one's own is a .yaml file")
