@@ -15,6 +15,7 @@ V vocabulary, W rows wanted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -85,7 +86,8 @@ class TorchBackend:
         single = [place for place, span in enumerate(spans) if self._step is not None and span.start and len(span.tokens) == 1]
         taken = set(single)
         rest = [place for place in range(len(spans)) if place not in taken]
-        with torch.inference_mode():
+        # Triton launches on the current GPU, which need not be the model's.
+        with torch.inference_mode(), torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             if self._step is not None and len(single) == len(spans) <= MOST and all(span.wanted for span in spans):
                 return self._step.run(spans)
             found = {**self._singles(spans, single), **self._pieces(spans, rest)}
