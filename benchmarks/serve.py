@@ -4,6 +4,8 @@
 
 Speed: 8 texts of equal length, once by `Engine.generate`, once as 8 streams of a server that is a process of its own, in turns;
 tokens a second, medians. The client reads raw sockets, so that it takes little of the machine that it shares with the server.
+On Linux also the time that processors worked for a token, which other work on the machine blurs less: of the engine alone, and
+of server and client together.
 
 Soak: many clients at once that read slowly, of which every tenth leaves in the middle. All others must get their whole text,
 and afterwards no block may be held.
@@ -63,8 +65,8 @@ def random_model(folder: Path, *, small: bool) -> Path:
 
 
 @contextmanager
-def served(model: Path, device: str) -> Iterator[int]:
-    """A server of the model; its port."""
+def served(model: Path, device: str) -> Iterator[tuple[int, int]]:
+    """A server of the model; its port and the number of its process."""
     words = [sys.executable, "-m", "herdbook", "serve", f"it={model}", "--port", "0", "--device", device]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -75,7 +77,7 @@ def served(model: Path, device: str) -> Iterator[int]:
         else:
             sys.exit("the server did not start")
         try:
-            yield int(found[1])
+            yield int(found[1]), process.pid
         finally:
             process.terminate()
 
@@ -88,21 +90,20 @@ async def stream(port: int, body: dict[str, Any], *, pause: float = 0.0, leave_a
         f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
     )
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + text)
-    count, done = -1, False
+    end = b""
     try:
         pieces = 0
-        while line := await reader.readline():
-            pieces += line.startswith(b"data:")
-            if pieces == leave_after:
-                return 0
-            if b'"completion_tokens":' in line:
-                count = json.loads(line[6:])["usage"]["completion_tokens"]
-            done = done or line.startswith(b"data: [DONE]")
+        while block := await reader.read(2**16):
+            end = (end + block)[-1000:]
             if pause:
+                pieces += block.count(b"data: ")
+                if leave_after is not None and pieces >= leave_after:
+                    return 0
                 await asyncio.sleep(pause)
     finally:
         writer.close()
-    return count if done else -1
+    found = re.search(rb'"completion_tokens":(\d+)', end)
+    return int(found[1]) if found is not None and b"data: [DONE]\n\n" in end else -1
 
 
 def prompt(number: int, turn: int, length: int) -> str:
@@ -130,6 +131,25 @@ def alone(engine: Engine, turn: int, tokens: int) -> float:
     )
     assert all(len(one.ids) == tokens for one in done)
     return STREAMS * tokens / (time.perf_counter() - began)
+
+
+def busy(*processes: int) -> float:
+    """Seconds that processors have worked for processes; 0 where the system does not say."""
+    stats = [Path(f"/proc/{number}/stat") for number in processes]
+    ticks = sum(int(tick) for one in stats if one.exists() for tick in one.read_text().rpartition(")")[2].split()[11:13])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def in_turns(lm: LanguageModel, port: int, server: int, turns: int, tokens: int) -> dict[str, list[tuple[float, float]]]:
+    """Tokens a second, and microseconds of processors a token, of each turn of the engine and the server."""
+    found: dict[str, list[tuple[float, float]]] = {"engine": [], "server": []}
+    for turn in range(turns + 1):  # the first one warms up
+        for name in ("engine", "server") if turn % 2 else ("server", "engine"):
+            before = busy(os.getpid(), server)
+            rate = alone(lm.engine, turn, tokens) if name == "engine" else asyncio.run(streams(port, turn, tokens))
+            work = (busy(os.getpid(), server) - before) / (STREAMS * tokens) * 1e6
+            found[name] += [(rate, work)] if turn else []
+    return found
 
 
 async def soak(port: int, clients: int, tokens: int) -> dict[str, Any]:
@@ -162,20 +182,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = asked.model or random_model(Path(scratch) / "model", small=asked.quick)
         lm = hb.load(path, dtype="auto", device=asked.device, packed=True)
-        rates: dict[str, list[float]] = {"engine": [], "server": []}
-        with served(path, asked.device) as port:
-            for turn in range(turns + 1):  # the first one warms up
-                found = {"engine": alone(lm.engine, turn, tokens), "server": asyncio.run(streams(port, turn, tokens))}
-                for name, rate in found.items():
-                    rates[name] += [rate] if turn else []
+        with served(path, asked.device) as (port, server):
+            found = in_turns(lm, port, server, turns, tokens)
             lasted = asyncio.run(soak(port, asked.clients, 64))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    share = statistics.median(b / a for a, b in zip(rates["engine"], rates["server"], strict=True))
-    table(f"{STREAMS} texts at once, {lm.parameters:,} parameters", ["what", "tokens/s"],
-          [[name, f"{rate:,.0f}"] for name, rate in medians.items()])  # fmt: skip
+    medians = {name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in found.items()}
+    pairs = list(zip(found["engine"], found["server"], strict=True))
+    share = statistics.median(theirs[0] / ours[0] for ours, theirs in pairs)
+    work = statistics.median(theirs[1] / ours[1] for ours, theirs in pairs) if busy(os.getpid()) else None
+    table(f"{STREAMS} texts at once, {lm.parameters:,} parameters", ["what", "tokens/s", "µs of processors a token"],
+          [[name, f"{rate:,.0f}", f"{cost:,.0f}"] for name, (rate, cost) in medians.items()])  # fmt: skip
     table("slow clients", list(lasted), [[str(value) for value in lasted.values()]])
     whole = float(lasted["lost"] == 0 and lasted["blocks_held_after"] == 0)
-    results = {"tokens_per_second": medians, "parameters": lm.parameters, "soak": lasted}
+    results = {"tokens_per_second": {name: rate for name, (rate, _) in medians.items()}, "parameters": lm.parameters,
+               "processor_us_per_token": {name: cost for name, (_, cost) in medians.items()},
+               "processor_time_server/engine": work, "soak": lasted}  # fmt: skip
     ratios = {"server/engine at 8 streams": share, "soak without loss or leak": whole}
     finish("serve", results, ratios, {"server/engine at 8 streams": 0.95, "soak without loss or leak": 1.0}, asked.device)
 
